@@ -1,0 +1,131 @@
+"""Machines as QEMU guests: workers with a kernel of their own.
+
+The image is read-only and shared; each guest writes to a qcow2 overlay of its own. Identity goes in
+by fw_cfg files (systemd credentials) or, for images with cloud-init, by a NoCloud disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qemu.qmp import QMPError
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.machines import process, qmp
+from fleetfoot.machines.accel import accelerator
+from fleetfoot.shell import run
+
+if TYPE_CHECKING:
+    from fleetfoot.machines.process import Daemon
+    from fleetfoot.machines.spec import MachineSpec, Placement
+
+__all__ = ["Qemu"]
+
+_SHUTDOWN_SECONDS = 30
+_SSH_SECONDS = 300
+
+
+class Qemu:
+    """The backend of `backend: qemu`."""
+
+    def start(self, spec: MachineSpec, place: Placement) -> None:
+        """Make the overlay and boot the guest, unless it runs already."""
+        daemon = self.running(spec.name, place)
+        log = place.folder / "qemu.log"
+        if daemon is None:
+            self._disk(spec, place)
+            argv = place.network.inside(*self.command(spec, place))
+            daemon = process.start(self._record(spec.name, place), argv, log=log)
+        if place.network.wait_for(place.address, 22, timeout=_SSH_SECONDS, alive=daemon):
+            return
+        process.still_running(daemon, log, spec.name)
+        raise FleetfootError(
+            f"machine {spec.name} did not answer on SSH within {_SSH_SECONDS} s",
+            "it cannot be configured",
+            f"see its console in {place.folder / 'console.log'}",
+        )
+
+    def running(self, name: str, place: Placement) -> Daemon | None:
+        """Return the QEMU process, if it runs."""
+        return process.find(self._record(name, place))
+
+    def stop(self, name: str, place: Placement) -> None:
+        """Press the power button; after 30 s pull the plug."""
+        daemon = self.running(name, place)
+        if daemon is None:
+            return
+        with contextlib.suppress(OSError, TimeoutError, QMPError):
+            qmp.execute(self._socket(name, place), "system_powerdown")
+            daemon.wait(_SHUTDOWN_SECONDS)
+        daemon.end(timeout=5)
+
+    def delete(self, name: str, place: Placement) -> None:
+        """Pull the plug (the node was drained before) and remove disk and tap."""
+        daemon = self.running(name, place)
+        if daemon is not None:
+            daemon.end(timeout=5)
+        place.network.drop_tap(name)
+        self._socket(name, place).unlink(missing_ok=True)
+        shutil.rmtree(place.folder, ignore_errors=True)
+
+    def command(self, spec: MachineSpec, place: Placement) -> list[str]:
+        """Return the QEMU command line of a guest."""
+        image = spec.image
+        kernel = Path(image.kernel) if image.kernel else None
+        accel = accelerator(kernel) if kernel else accelerator_of_disk()
+        tcg = accel == "tcg"
+        argv = ["qemu-system-x86_64", "-name", spec.name, "-nodefaults", "-no-user-config"]
+        argv += ["-machine", "q35,usb=off,smbus=off,sata=off,vmport=off,hpet=off"]
+        argv += ["-accel", "tcg,thread=multi" if tcg else "kvm", "-cpu", "max" if tcg else "host"]
+        argv += ["-smp", str(math.ceil(spec.cpus)), "-m", str(spec.memory)]
+        argv += ["-display", "none", "-device", "virtio-rng-pci"]
+        argv += ["-chardev", f"file,id=console,path={place.folder / 'console.log'},append=on"]
+        argv += ["-serial", "chardev:console"]
+        argv += ["-qmp", f"unix:{self._socket(spec.name, place)},server=on,wait=off"]
+        argv += ["-netdev", f"tap,id=net,ifname={place.network.tap(spec.name)},script=no"]
+        argv[-1] += ",downscript=no"
+        argv += ["-device", f"virtio-net-pci,netdev=net,mac={mac(place.address)}"]
+        argv += ["-drive", f"if=none,id=root,file={place.folder / 'disk.qcow2'},discard=unmap"]
+        argv += ["-device", "virtio-blk-pci,drive=root,bootindex=1"]
+        if kernel:
+            argv += ["-kernel", str(kernel), "-append", image.cmdline]
+            argv += ["-initrd", image.initrd] if image.initrd else []
+        if image.seed == "credentials":
+            for name, path in place.credentials.items():
+                argv += ["-fw_cfg", f"name=opt/io.systemd.credentials/{name},file={path}"]
+        else:
+            seed = place.folder / "seed.iso"
+            argv += ["-drive", f"if=none,id=seed,file={seed},format=raw,readonly=on"]
+            argv += ["-device", "virtio-blk-pci,drive=seed"]
+        return argv
+
+    def _disk(self, spec: MachineSpec, place: Placement) -> None:
+        overlay = place.folder / "disk.qcow2"
+        if overlay.exists():
+            return
+        new = overlay.with_suffix(".new")
+        backing = ["-b", spec.image.path, "-F", "raw"]
+        run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, str(new), f"{spec.disk}M"])
+        new.replace(overlay)
+
+    def _record(self, name: str, place: Placement) -> Path:
+        return place.run / f"{name}.process"
+
+    def _socket(self, name: str, place: Placement) -> Path:
+        return place.run / f"{name}.qmp"
+
+
+def accelerator_of_disk() -> str:
+    """Return the accelerator for a guest whose kernel is inside its disk."""
+    known = sorted(Path("/run/fleetfoot").glob("accel-*"))
+    return known[-1].read_text() if known else "tcg"
+
+
+def mac(address: str) -> str:
+    """Return a locally administered MAC that stands for an IPv4 address."""
+    octets = [int(part) for part in address.split(".")]
+    return "52:54:" + ":".join(f"{octet:02x}" for octet in octets)

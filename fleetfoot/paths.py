@@ -1,0 +1,97 @@
+"""Where Fleetfoot keeps things.
+
+Everything of one stack stands under `.fleetfoot/<stack>/` in the checkout (mode 0700), sockets and
+process records under `/run/fleetfoot/<stack>/` (short, so that a socket's path fits), and built
+artifacts, keyed by content, in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["PROJECT", "StackPaths", "cache_dir", "private_dir", "write_private"]
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def cache_dir() -> Path:
+    """Return the folder for built artifacts (`$FLEETFOOT_CACHE`, else the user's cache folder)."""
+    override = os.environ.get("FLEETFOOT_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(override) if override else base / "fleetfoot"
+
+
+def private_dir(path: Path) -> Path:
+    """Create `path` with mode 0700 (parents too) and return it."""
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    for part in reversed(missing):
+        part.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def write_private(path: Path, content: str | bytes, mode: int = 0o600) -> Path:
+    """Write `content` to `path` atomically with `mode`, without a moment of wider access."""
+    private_dir(path.parent)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(fd, "wb") as stream:
+        os.fchmod(stream.fileno(), mode)
+        stream.write(data)
+    temporary.replace(path)
+    return path
+
+
+@dataclass(frozen=True)
+class StackPaths:
+    """The folders of one stack."""
+
+    stack: str
+    project: Path = PROJECT
+
+    @property
+    def root(self) -> Path:
+        """Everything that belongs to the stack and must outlive a reboot."""
+        return self.project / ".fleetfoot" / self.stack
+
+    @property
+    def run(self) -> Path:
+        """Process records, sockets and locks; gone after a reboot, as the processes are."""
+        return Path("/run/fleetfoot") / self.stack
+
+    @property
+    def machines(self) -> Path:
+        """One folder a machine."""
+        return self.root / "machines"
+
+    @property
+    def volumes(self) -> Path:
+        """Data of machines that outlives a replaced machine (etcd, registry)."""
+        return self.root / "volumes"
+
+    @property
+    def network(self) -> Path:
+        """Address map, DNS records."""
+        return self.root / "network"
+
+    @property
+    def pki(self) -> Path:
+        """Certificate authorities, `<name>/ca.crt` and `<name>/ca.key`."""
+        return self.root / "pki"
+
+    @property
+    def ssh_key(self) -> Path:
+        """The private key that opens the stack's machines."""
+        return self.root / "ssh" / "id_ed25519"
+
+    @property
+    def known_hosts(self) -> Path:
+        """Pinned host keys of the stack's machines."""
+        return self.root / "ssh" / "known_hosts"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The operator's kubeconfig."""
+        return self.root / "kubeconfig"
