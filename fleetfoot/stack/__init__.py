@@ -1,0 +1,1 @@
+"""What Pulumi declares: typed configuration, machine pools, the environment, platform objects."""

@@ -1,0 +1,277 @@
+"""The stack's configuration, typed and checked before anything happens.
+
+Source: the `fleetfoot:` keys of `Pulumi.<stack>.yaml`. Every refusal names the field, what would
+follow and what to write instead.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from fleetfoot.errors import FleetfootError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["GROUPS", "NetworkConfig", "PoolConfig", "SampleConfig", "StackConfig", "load"]
+
+GROUPS = (
+    "etcd",
+    "kube_apiserver",
+    "kube_control",
+    "dns",
+    "registry",
+    "load_balancer",
+    "workers",
+)
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MiB|GiB)")
+_TAINT = re.compile(r"[^=:\s]+(=[^=:\s]*)?:(NoSchedule|PreferNoSchedule|NoExecute)")
+_MIB = {"MiB": 1, "GiB": 1024}
+# What a host keeps for itself and for QEMU's own needs.
+_HOST_RESERVE_MIB = 1024
+
+
+def _refuse(message: str) -> PydanticCustomError:
+    return PydanticCustomError("fleetfoot", "{message}", {"message": message})
+
+
+def _dns_label(value: str) -> str:
+    if not _LABEL.fullmatch(value):
+        raise _refuse(
+            f"{value!r} is no DNS label, so no machine could have it in its name; use lower-case"
+            " letters, digits and inner hyphens, at most 63"
+        )
+    return value
+
+
+def _size(value: object) -> int:
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if not found:
+        raise _refuse(
+            f"{value!r} is no size, so nothing could be allotted; write a number with its unit,"
+            " such as 512MiB or 2GiB"
+        )
+    return int(float(found[1]) * _MIB[found[2]])
+
+
+def _subnet(value: str) -> str:
+    try:
+        return str(ipaddress.IPv4Network(value))
+    except ValueError as wrong:
+        raise _refuse(
+            f"{value!r} is no IPv4 range ({wrong}), so no address could be given; write one such"
+            " as 10.89.0.0/24"
+        ) from wrong
+
+
+def _taint(value: str) -> str:
+    if not _TAINT.fullmatch(value):
+        raise _refuse(
+            f"{value!r} is no taint, so kubelets would refuse to start; write key=value:Effect with"
+            " NoSchedule, PreferNoSchedule or NoExecute"
+        )
+    return value
+
+
+Label = Annotated[str, AfterValidator(_dns_label)]
+Size = Annotated[int, BeforeValidator(_size)]
+Subnet = Annotated[str, AfterValidator(_subnet)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class NetworkConfig(_Strict):
+    """Address ranges; none may overlap another or one that the host uses.
+
+    Attributes:
+        cidr: Machines.
+        uplink: A /30 between host and stack.
+        pods: Pods; each node gets a /24 of it.
+        services: Kubernetes Services.
+    """
+
+    cidr: Subnet = "10.89.0.0/24"
+    uplink: Subnet = "10.89.255.0/30"
+    pods: Subnet = "10.90.0.0/16"
+    services: Subnet = "10.91.0.0/16"
+
+
+class RollConfig(_Strict):
+    """How a changed image, size or boot setting goes through a pool.
+
+    Attributes:
+        max_surge: Machines that may be added for the time of the roll.
+        max_unavailable: Machines that may be out of service at once.
+    """
+
+    max_surge: Annotated[int, Field(ge=0, le=100)] = 0
+    max_unavailable: Annotated[int, Field(ge=0, le=100)] = 1
+
+
+class PoolConfig(_Strict):
+    """Machines of one kind.
+
+    Attributes:
+        name: Pool name; machines are `<name>-1`, `<name>-2`, ...
+        backend: Where its machines come from.
+        image: A folder under images/.
+        count: Number of machines.
+        cpus: CPUs of a machine.
+        memory: MiB of a machine.
+        disk: MiB of writable space of a machine (qemu).
+        groups: Inventory groups of its machines.
+        labels: Node labels.
+        taints: Node taints, `key=value:Effect`.
+        volumes: Folders whose contents outlive a machine (nspawn).
+        roll: How changes go through the pool.
+    """
+
+    name: Label
+    backend: Literal["qemu", "nspawn"]
+    image: Label
+    count: Annotated[int, Field(ge=0, le=200)]
+    cpus: Annotated[float, Field(gt=0, le=256)] = 2
+    memory: Annotated[Size, Field(ge=256, le=4 * 1024 * 1024)]
+    disk: Annotated[Size, Field(ge=1024, le=64 * 1024 * 1024)] = 10 * 1024
+    groups: tuple[Literal[GROUPS], ...] = ()  # type: ignore[valid-type]  # the tuple above
+    labels: dict[str, str] = {}
+    taints: tuple[Annotated[str, AfterValidator(_taint)], ...] = ()
+    volumes: tuple[str, ...] = ()
+    roll: RollConfig = RollConfig()
+
+    @property
+    def machine_names(self) -> list[str]:
+        """Names of the pool's machines."""
+        return [f"{self.name}-{n}" for n in range(1, self.count + 1)]
+
+
+class SampleConfig(_Strict):
+    """The sample service.
+
+    Attributes:
+        enabled: Whether it is deployed.
+        replicas: Its pods.
+    """
+
+    enabled: bool = True
+    replicas: Annotated[int, Field(ge=1, le=1000)] = 2
+
+
+class StackConfig(_Strict):
+    """All `fleetfoot:` keys of a stack."""
+
+    network: NetworkConfig = NetworkConfig()
+    pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)]
+    sample: SampleConfig = SampleConfig()
+
+    def in_group(self, group: str) -> list[PoolConfig]:
+        """Return the pools whose machines are in an inventory group."""
+        return [pool for pool in self.pools if group in pool.groups]
+
+
+def load(values: Mapping[str, Any], host_memory_mib: int | None = None) -> StackConfig:
+    """Return the typed configuration.
+
+    Args:
+        values: The stack's keys without the `fleetfoot:` prefix, as plain data.
+        host_memory_mib: The host's memory; the running machine's if None.
+
+    Raises:
+        FleetfootError: Something in it is wrong; all reasons together.
+    """
+    try:
+        # JSON mode: a list is a tuple, yet "2" is no number.
+        config = StackConfig.model_validate_json(json.dumps(values))
+    except ValidationError as wrong:
+        raise _told([_sentence(error) for error in wrong.errors()]) from wrong
+    problems = [*_names(config), *_ranges(config), *_groups(config)]
+    problems += _memory(config, _host_memory() if host_memory_mib is None else host_memory_mib)
+    if problems:
+        raise _told(problems)
+    return config
+
+
+def _told(problems: list[str]) -> FleetfootError:
+    listed = "".join(f"\n  - {problem}" for problem in problems)
+    return FleetfootError(
+        f"the stack's configuration cannot be used:{listed}\nNothing was changed",
+        fix="mend Pulumi.<stack>.yaml (docs/configuration.md has every key) and run it again",
+    )
+
+
+def _sentence(error: Any) -> str:
+    where = "fleetfoot"
+    for step in error["loc"]:
+        where += f"[{step}]" if isinstance(step, int) else f".{step}"
+    where = where.replace("fleetfoot.", "fleetfoot:", 1)
+    if error["type"] == "extra_forbidden":
+        return f"{where}: no such key, so it would have no effect; remove it or mend its spelling"
+    if error["type"] == "missing":
+        return f"{where}: is missing, and there is no sensible default; add it"
+    return f"{where}: {error['msg']} (it is {error['input']!r})"
+
+
+def _names(config: StackConfig) -> list[str]:
+    counts = Counter(pool.name for pool in config.pools)
+    return [
+        f"fleetfoot:pools: {count} pools are named {name!r}, so their machines would share names;"
+        " give each its own"
+        for name, count in counts.items()
+        if count > 1
+    ]
+
+
+def _ranges(config: StackConfig) -> list[str]:
+    ranges = {key: ipaddress.ip_network(value) for key, value in config.network}
+    keys = list(ranges)
+    problems = [
+        f"fleetfoot:network.{b}: {ranges[b]} overlaps {a} ({ranges[a]}), so addresses would mean"
+        " two things; choose another range"
+        for n, a in enumerate(keys)
+        for b in keys[n + 1 :]
+        if ranges[a].overlaps(ranges[b])
+    ]
+    machines = sum(pool.count for pool in config.pools)
+    room = ranges["cidr"].num_addresses - 3
+    if machines > room:
+        problems.append(
+            f"fleetfoot:network.cidr: {ranges['cidr']} has room for {room} machines, the pools"
+            f" want {machines}; choose a larger range or smaller pools"
+        )
+    return problems
+
+
+def _groups(config: StackConfig) -> list[str]:
+    return [
+        f"fleetfoot:pools: no machine is in the group {group!r}, so there would be no cluster;"
+        " add it to a pool's groups"
+        for group in GROUPS
+        if group != "workers" and not any(pool.count for pool in config.in_group(group))
+    ]
+
+
+def _memory(config: StackConfig, host: int) -> list[str]:
+    wanted = sum(pool.memory * pool.count for pool in config.pools)
+    if wanted + _HOST_RESERVE_MIB <= host:
+        return []
+    sizes = ", ".join(f"{p.name} {p.count} x {p.memory} MiB" for p in config.pools)
+    return [
+        f"fleetfoot:pools: the machines want {wanted} MiB ({sizes}), and the host has {host} MiB of"
+        f" which it keeps {_HOST_RESERVE_MIB}, so it would run out; lower count or memory"
+    ]
+
+
+def _host_memory() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemTotal")) // 1024

@@ -1,0 +1,69 @@
+"""Running playbooks on machines of the stack, with pinned host keys and a log per run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fleetfoot.cluster import Cluster
+from fleetfoot.errors import FleetfootError
+from fleetfoot.paths import PROJECT, StackPaths, private_dir, write_private
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["run"]
+
+_TAIL_LINES = 30
+
+
+def run(props: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a playbook.
+
+    Args:
+        props: `stack`, `name` (of the run), `playbook` (path below playbooks/), `inventory` (an
+            Ansible inventory as data), `limit` (hosts), `nodes` (names to wait for until Ready).
+
+    Returns:
+        No outputs: what a playbook did is on its machines.
+
+    Raises:
+        FleetfootError: It failed; the message carries the end of its log.
+    """
+    paths = StackPaths(props["stack"])
+    inventory = write_private(
+        paths.root / "inventory" / f"{props['name']}.json", json.dumps(props["inventory"], indent=1)
+    )
+    log = private_dir(paths.root / "logs") / f"{props['name']}.log"
+    argv = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory)]
+    argv += ["--limit", ",".join(props["limit"])] if props.get("limit") else []
+    argv += [str(PROJECT / "playbooks" / props["playbook"])]
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+    }
+    with log.open("wb") as output:
+        done = subprocess.run(
+            argv,
+            cwd=PROJECT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+        raise FleetfootError(
+            f"playbook {props['playbook']} failed for {', '.join(props.get('limit') or ['all'])}",
+            f"the end of {log.relative_to(PROJECT)}:\n{tail}",
+            "mend what it names and run the command again: it continues there",
+        )
+    for node in props.get("nodes") or []:
+        Cluster(props["stack"]).wait_ready(node)
+    return {}

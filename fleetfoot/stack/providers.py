@@ -1,0 +1,153 @@
+"""Dynamic providers: what `pulumi up` does for each kind of resource of ours.
+
+Each class is importable and holds no state, so its serialised form is the same on every run and in
+every checkout. Every create may be repeated after it was cut off: ids follow from names, and what is
+there already is taken over.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pulumi.dynamic import (
+    CheckFailure,
+    CheckResult,
+    CreateResult,
+    DiffResult,
+    ReadResult,
+    ResourceProvider,
+    UpdateResult,
+)
+
+from fleetfoot import images
+from fleetfoot.machines.fleet import Fleet
+from fleetfoot.machines.network import NetworkSpec
+from fleetfoot.stack import onboarding, rolling
+from fleetfoot.stack.rolling import MachineInputs
+
+__all__ = ["ImageProvider", "MachineProvider", "NetworkProvider", "PlaybookProvider"]
+
+Props = dict[str, Any]
+
+
+class _Provider(ResourceProvider):
+    """What all of ours share: a plain difference of inputs."""
+
+    # Nothing secret is in a class's name; readable state is worth more.
+    serialize_as_secret_always = False
+    #: Inputs whose change makes a new resource.
+    replacing: tuple[str, ...] = ()
+    #: Inputs that steer how a change is made and are no change by themselves.
+    steering: tuple[str, ...] = ()
+
+    def check(self, _olds: Props, news: Props) -> CheckResult:
+        """Take the inputs as they are: the configuration was checked before."""
+        return CheckResult(news, [])
+
+    def diff(self, _id: str, olds: Props, news: Props) -> DiffResult:
+        """Compare the inputs one by one."""
+        ours = [key for key in news if key not in ("__provider", *self.steering)]
+        changed = [key for key in ours if olds.get(key) != news[key]]
+        replaces = [key for key in changed if key in self.replacing]
+        return DiffResult(
+            changes=bool(changed), replaces=replaces, delete_before_replace=bool(replaces)
+        )
+
+
+class NetworkProvider(_Provider):
+    """The stack's namespace, bridge, names and uplink."""
+
+    replacing = ("stack", "cidr", "uplink", "zone")
+
+    def create(self, props: Props) -> CreateResult:
+        """Make the network."""
+        spec = NetworkSpec(props["stack"], props["cidr"], props["uplink"], props["zone"])
+        public = Fleet(spec).create_network()
+        outs = {"gateway": spec.gateway, "prefix": spec.prefix, "public_key": public}
+        return CreateResult(f"network-{spec.stack}", {**props, **outs})
+
+    def read(self, id_: str, props: Props) -> ReadResult:
+        """See whether it is whole; a broken one counts as gone and is made again."""
+        spec = NetworkSpec(props["stack"], props["cidr"], props["uplink"], props["zone"])
+        return ReadResult(id_ if Fleet(spec).network.ready else "", props)
+
+    def update(self, _id: str, _olds: Props, news: Props) -> UpdateResult:
+        """Make what is missing."""
+        return UpdateResult(self.create(news).outs)
+
+    def delete(self, _id: str, props: Props) -> None:
+        """Remove it."""
+        spec = NetworkSpec(props["stack"], props["cidr"], props["uplink"], props["zone"])
+        Fleet(spec).delete_network()
+
+
+class ImageProvider(_Provider):
+    """An image built from images/, kept in the cache."""
+
+    def create(self, props: Props) -> CreateResult:
+        """Build the image unless the cache has it."""
+        built = images.ensure(props["name"], expected=props["key"])
+        return CreateResult(f"image-{props['name']}", {**props, "boot": built})
+
+    def read(self, id_: str, props: Props) -> ReadResult:
+        """See whether the cache still has it."""
+        return ReadResult(id_ if images.cached(props["name"], props["key"]) else "", props)
+
+    def update(self, _id: str, _olds: Props, news: Props) -> UpdateResult:
+        """Build the new one; machines that run from the old one keep it until they roll."""
+        return UpdateResult(self.create(news).outs)
+
+    def delete(self, _id: str, _props: Props) -> None:
+        """Keep the cache: it is the user's, and the next stack is glad of it."""
+
+
+class MachineProvider(_Provider):
+    """One machine; a change of it rolls through its pool."""
+
+    replacing = ("name", "stack", "backend")
+    steering = ("roll", "refreshed")
+
+    def check(self, _olds: Props, news: Props) -> CheckResult:
+        """Refuse a specification that no backend can take."""
+        failures = []
+        if news.get("roll") and not any(news["roll"].values()):
+            reason = "max_surge and max_unavailable are both 0, so nothing could ever roll; set one"
+            failures.append(CheckFailure("roll", reason))
+        return CheckResult(news, failures)
+
+    def create(self, props: Props) -> CreateResult:
+        """Make the machine and wait for SSH."""
+        inputs = MachineInputs(props)
+        return CreateResult(inputs.name, {**props, **rolling.create(inputs)})
+
+    def read(self, id_: str, props: Props) -> ReadResult:
+        """See whether it runs; one that does not counts as gone and is made again."""
+        machine = Fleet.of_stack(props["stack"]).read(props["name"])
+        if machine is None or not machine.running:
+            return ReadResult("", props)
+        return ReadResult(id_, {**props, "address": machine.address, "started": machine.started})
+
+    def update(self, _id: str, olds: Props, news: Props) -> UpdateResult:
+        """Replace the machine in its turn: drain, stop, boot, wait for Ready."""
+        return UpdateResult({**news, **rolling.update(MachineInputs(olds), MachineInputs(news))})
+
+    def delete(self, _id: str, props: Props) -> None:
+        """Drain the node and remove the machine."""
+        rolling.delete(MachineInputs(props))
+
+
+class PlaybookProvider(_Provider):
+    """A playbook run on some hosts of an inventory."""
+
+    replacing = ("name",)
+
+    def create(self, props: Props) -> CreateResult:
+        """Run the playbook."""
+        return CreateResult(f"playbook-{props['name']}", {**props, **onboarding.run(props)})
+
+    def update(self, _id: str, _olds: Props, news: Props) -> UpdateResult:
+        """Run it again, because something it depends on changed."""
+        return UpdateResult({**news, **onboarding.run(news)})
+
+    def delete(self, _id: str, _props: Props) -> None:
+        """What a playbook did goes with its machines."""

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.stack.config import load
+
+PROJECT = Path(__file__).parents[2]
+DEFAULT = {
+    key.removeprefix("fleetfoot:"): value
+    for key, value in yaml.safe_load((PROJECT / "Pulumi.local.yaml").read_text())["config"].items()
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    config = copy.deepcopy(DEFAULT)
+    *steps, last = path.split(".")
+    at: Any = config
+    for step in steps:
+        at = at[int(step)] if step.isdigit() else at[step]
+    at[int(last) if last.isdigit() else last] = value
+    return config
+
+
+def test_the_default_stack_is_good() -> None:
+    config = load(DEFAULT)
+    assert [pool.machine_names for pool in config.pools] == [
+        ["control-1"],
+        ["worker-1", "worker-2"],
+    ]
+    assert config.pools[1].memory == 2048
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field", "says"),
+    [
+        ("colour", "red", "fleetfoot:colour", "no such key"),
+        ("pools.1.cpu", 2, r"fleetfoot:pools\[1\].cpu", "no such key"),
+        ("pools.1.count", "2", r"fleetfoot:pools\[1\].count", "valid integer"),
+        ("pools.1.count", -1, r"fleetfoot:pools\[1\].count", "greater than or equal to 0"),
+        ("pools.1.count", 5000, r"fleetfoot:pools\[1\].count", "less than or equal to 200"),
+        ("pools.1.memory", 2048, r"fleetfoot:pools\[1\].memory", "512MiB or 2GiB"),
+        ("pools.1.memory", "-2GiB", r"fleetfoot:pools\[1\].memory", "no size"),
+        ("pools.1.memory", "1MiB", r"fleetfoot:pools\[1\].memory", "greater than or equal to 256"),
+        ("pools.1.cpus", 0, r"fleetfoot:pools\[1\].cpus", "greater than 0"),
+        ("pools.1.disk", "1EiB", r"fleetfoot:pools\[1\].disk", "no size"),
+        ("pools.1.name", "Worker_1", r"fleetfoot:pools\[1\].name", "no DNS label"),
+        ("pools.1.name", "control", "fleetfoot:pools", "2 pools are named 'control'"),
+        ("pools.1.backend", "aws", r"fleetfoot:pools\[1\].backend", "'qemu' or 'nspawn'"),
+        ("pools.1.taints", ["x"], r"fleetfoot:pools\[1\].taints\[0\]", "NoSchedule"),
+        ("pools.1.memory", "600GiB", "fleetfoot:pools", "host has .* lower count or memory"),
+        ("pools.0.count", 0, "fleetfoot:pools", "no machine is in the group 'etcd'"),
+        ("network.cidr", "10.89.0.1/24", "fleetfoot:network.cidr", "no IPv4 range"),
+        ("network.cidr", "10.89.0.0/30", "fleetfoot:network.cidr", "room for 1 machines"),
+        ("network.pods", "10.89.0.0/16", "fleetfoot:network", "overlaps"),
+        ("sample.replicas", True, "fleetfoot:sample.replicas", "valid integer"),
+        ("pools", [], "fleetfoot:pools", "at least 1"),
+    ],
+)
+def test_bad_input_is_told_with_field_and_fix(path: str, value: Any, field: str, says: str) -> None:
+    with pytest.raises(FleetfootError, match=rf"(?s){field}.*{says}.*Nothing was changed"):
+        load(changed(path, value), host_memory_mib=24_000)
+
+
+def test_all_reasons_are_told_together() -> None:
+    config = changed("pools.1.count", -1)
+    config["network"]["cidr"] = "nonsense"
+    with pytest.raises(FleetfootError, match=r"(?s)network\.cidr.*pools\[1\]\.count"):
+        load(config)
