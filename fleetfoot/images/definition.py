@@ -1,0 +1,139 @@
+"""What an image is made of: `images/<name>/image.toml`, and the key of everything that goes in."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.paths import PROJECT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+__all__ = ["FORMATS", "Definition", "content_key"]
+
+FORMATS = ("directory", "ext4", "erofs", "grub")
+_SEEDS = ("credentials", "cloud-init")
+_KEYS = {"format", "seed", "size", "cmdline", "modules", "initrd_modules", "programs", "roles"}
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One folder under images/.
+
+    Attributes:
+        name: The folder's name.
+        folder: The folder.
+        format: What the disk is (`FORMATS`).
+        seed: How a machine gets its identity: systemd credentials or cloud-init.
+        size: Virtual size of the disk in MiB; the file is sparse.
+        cmdline: Kernel command line for direct boot.
+        modules: Kernel modules that stay, as patterns below `kernel/`; empty keeps all.
+        initrd_modules: Modules that the initrd loads, in order; empty means there is no initrd of
+            ours.
+    """
+
+    name: str
+    folder: Path
+    format: str
+    seed: str = "credentials"
+    size: int = 0
+    cmdline: str = ""
+    modules: tuple[str, ...] = ()
+    initrd_modules: tuple[str, ...] = ()
+    roles: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def load(cls, name: str, project: Path = PROJECT) -> Definition:
+        """Read `images/<name>/image.toml`.
+
+        Raises:
+            FleetfootError: There is no such image, or its file has a mistake.
+        """
+        folder = project / "images" / name
+        path = folder / "image.toml"
+        if not path.is_file():
+            known = ", ".join(sorted(p.parent.name for p in folder.parent.glob("*/image.toml")))
+            raise FleetfootError(f"there is no image named {name}", "", f"choose one of {known}")
+        data = tomllib.loads(path.read_text())
+        _check(path, data)
+        playbook = project / "playbooks/bake.yml"
+        return cls(
+            name=name,
+            folder=folder,
+            format=data["format"],
+            seed=data.get("seed", "credentials"),
+            size=data.get("size", 0),
+            cmdline=" ".join(data.get("cmdline", ())),
+            modules=tuple(data.get("modules", ())),
+            initrd_modules=tuple(data.get("initrd_modules", ())),
+            roles=tuple(_roles(playbook, name)),
+        )
+
+    @property
+    def direct_boot(self) -> bool:
+        """Whether a hypervisor boots the kernel itself, without a boot loader on the disk."""
+        return self.format in ("ext4", "erofs")
+
+
+def _check(path: Path, data: dict[str, Any]) -> None:
+    wrong = [f"unknown key {key}" for key in sorted(set(data) - _KEYS)]
+    if data.get("format") not in FORMATS:
+        wrong.append(f"format must be one of {', '.join(FORMATS)}")
+    if data.get("seed", "credentials") not in _SEEDS:
+        wrong.append(f"seed must be one of {', '.join(_SEEDS)}")
+    if wrong:
+        raise FleetfootError(f"{path}: {'; '.join(wrong)}", "the image cannot be built", "mend it")
+
+
+def _roles(playbook: Path, image: str) -> Iterator[str]:
+    """Roles that bake.yml applies to an image, with the roles those depend on, once each."""
+    group = f"image_{image}"
+    seen: set[str] = set()
+    plays = yaml.safe_load(playbook.read_text()) if playbook.exists() else []
+    for play in plays:
+        if group in play["hosts"].split(":"):
+            for entry in play.get("roles", ()):
+                role = entry if isinstance(entry, str) else entry["role"]
+                yield from _with_dependencies(playbook.parent.parent, role, seen)
+
+
+def _with_dependencies(project: Path, role: str, seen: set[str]) -> Iterator[str]:
+    if role in seen:
+        return
+    seen.add(role)
+    meta = project / "roles" / role / "meta/main.yml"
+    content = yaml.safe_load(meta.read_text()) if meta.exists() else {}
+    for entry in (content or {}).get("dependencies") or ():
+        name = entry if isinstance(entry, str) else entry["role"]
+        yield from _with_dependencies(project, name, seen)
+    yield role
+
+
+def content_key(parts: Iterable[Path], base: Path) -> str:
+    """Return a hash of files and folders: names below `base`, kinds, modes of programs, contents.
+
+    A path that does not exist counts as absent, so that its appearance changes the key.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        for path in sorted([part, *(part.rglob("*") if part.is_dir() else ())]):
+            if "__pycache__" in path.parts or "molecule" in path.parts:
+                continue
+            name = str(path.relative_to(base)) if path.is_relative_to(base) else path.name
+            if path.is_symlink():
+                digest.update(f"link {name} {path.readlink()}\n".encode())
+            elif path.is_file():
+                with path.open("rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256").hexdigest()
+                runs = bool(path.stat().st_mode & 0o100)
+                digest.update(f"file {name} {runs} {content}\n".encode())
+            elif not path.exists():
+                digest.update(f"none {name}\n".encode())
+    return digest.hexdigest()[:16]
