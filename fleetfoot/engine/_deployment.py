@@ -1,0 +1,421 @@
+"""Carrying steps out: providers are called, state is saved before and after each call."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from fleetfoot.engine import _graph, _urn
+from fleetfoot.engine._errors import EngineError, InitFailedError, ProviderGoneError
+from fleetfoot.engine._events import Step, Summary
+from fleetfoot.engine._planner import Action, Op
+from fleetfoot.engine._provider import Call, Provider, ReadResult
+from fleetfoot.engine._state import ResourceState, now
+from fleetfoot.engine._values import Secret, equal, seal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fleetfoot.engine._events import EventSink
+    from fleetfoot.engine._registry import Registry
+    from fleetfoot.engine._snapshot import Snapshot
+
+# What a replacement's parts count as: the creation stands for the whole.
+_COUNTED = {Op.CREATE_REPLACEMENT: "replace", Op.DELETE_REPLACED: ""}
+
+
+class Deployment:
+    """The steps of one run.
+
+    Args:
+        snapshot: Where results are recorded.
+        registry: Where providers come from.
+        sink: Where events go.
+        summary: What is counted.
+        parallel: How many steps at once.
+        preview: Whether nothing may change.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        registry: Registry,
+        sink: EventSink,
+        summary: Summary,
+        *,
+        parallel: int,
+        preview: bool,
+    ) -> None:
+        self.snapshot, self.registry = snapshot, registry
+        self._sink, self.summary = sink, summary
+        self.preview = preview
+        self._parallel = max(parallel, 1)
+        self._slots = threading.Semaphore(self._parallel)
+        # Set after the first failure or an interrupt: what runs may finish, nothing new begins.
+        self.stopped = threading.Event()
+        self._counting = threading.Lock()
+
+    def run(self, actions: list[Action]) -> ResourceState:
+        """Carries out the steps of one registration, one after the other.
+
+        Returns:
+            The resource as registered.
+
+        Raises:
+            EngineError: The run has been stopped.
+            Exception: What a provider raised.
+        """
+        with self._slots:
+            for action in actions:
+                if self.stopped.is_set():
+                    raise EngineError("The run is being stopped", f"{action.op} did not begin")
+                self._perform(action)
+        return actions[-1].state
+
+    def _perform(self, action: Action) -> None:
+        state = action.state
+        step = Step(str(action.op), state.urn, state.type, state.name, list(action.diffs))
+        shown = not _urn.is_default_provider(state.urn) and action.op is not Op.SKIP
+        if shown:
+            self._sink.resource_pre(step)
+        try:
+            self._apply(action)
+        except Exception as error:
+            step.error = str(error)
+            self.fail(f"{state.urn}: {error}")
+            self.summary.steps.append(step)
+            self._sink.resource_failed(step)
+            raise
+        if shown:
+            with self._counting:
+                if counted := _COUNTED.get(action.op, str(action.op)):
+                    self.summary.counts[counted] += 1
+                self.summary.steps.append(step)
+            self._sink.resource_outputs(step)
+
+    def drain(self) -> None:
+        """Waits until every step that has begun has ended."""
+        for _ in range(self._parallel):
+            self._slots.acquire()
+        for _ in range(self._parallel):
+            self._slots.release()
+
+    def fail(self, message: str) -> None:
+        """Notes an error; nothing new begins after it."""
+        with self._counting:
+            self.summary.errors.append(message)
+        self.stopped.set()
+
+    def _apply(self, action: Action) -> None:
+        old, new = action.old, action.new
+        if action.op is Op.SAME and old is not None and new is not None:
+            self._same(old, new)
+        elif action.op in (Op.CREATE, Op.CREATE_REPLACEMENT) and new is not None:
+            self._create(old, new, condemns=action.condemns)
+        elif action.op is Op.UPDATE and old is not None and new is not None:
+            self._update(old, new)
+        elif action.op in (Op.DELETE, Op.DELETE_REPLACED) and old is not None:
+            self._delete(old, keep=action.op is Op.DELETE_REPLACED and not old.delete)
+
+    def _same(self, old: ResourceState, new: ResourceState) -> None:
+        new.id, new.outputs = old.id, dict(old.outputs)
+        if _urn.is_provider(new.type):
+            self.registry.put(new)
+        _mark_secrets(new)
+        _share_ciphertexts(old, new)
+        self.snapshot.end(gone=old, new=new, write=_differs(old, new))
+
+    def _create(self, old: ResourceState | None, new: ResourceState, *, condemns: bool) -> None:
+        begun = self.snapshot.begin(new, "creating") if not self.preview else None
+        failure: InitFailedError | None = None
+        try:
+            if new.custom:
+                try:
+                    new.id, new.outputs = self._provider(new).create(self._call(new, "create"))
+                except InitFailedError as error:
+                    failure = error
+                    _take_partial(new, error)
+        except ProviderGoneError:
+            # It did not come to an end itself: what it left is for the next run to find.
+            raise
+        except BaseException:
+            self.snapshot.end(begun)
+            raise
+        new.created = new.modified = now()
+        _mark_secrets(new)
+        if condemns and old is not None:
+            old.delete = True
+        gone = old if old is not None and old.pending_replacement else None
+        self.snapshot.end(begun, gone=gone, new=new, write=not self.preview)
+        for operation in self.snapshot.interrupted:
+            if operation.resource.urn == new.urn and not self.preview:
+                self.snapshot.end(cleared=operation)
+        if failure is not None:
+            raise failure
+
+    def _update(self, old: ResourceState, new: ResourceState) -> None:
+        new.id = old.id
+        _share_ciphertexts(old, new)
+        begun = self.snapshot.begin(new, "updating") if not self.preview else None
+        failure: InitFailedError | None = None
+        try:
+            if new.custom:
+                try:
+                    new.outputs = self._provider(new).update(
+                        self._call(new, "update", old_inputs=old.inputs, old_outputs=old.outputs)
+                    )
+                    new.modified = now()
+                except InitFailedError as error:
+                    failure = error
+                    _take_partial(new, error)
+                    # So that the next run sees the difference and tries again.
+                    new.inputs = old.inputs
+        except BaseException:
+            self.snapshot.end(begun)
+            raise
+        _mark_secrets(new)
+        _share_ciphertexts(old, new)
+        self.snapshot.end(begun, gone=old, new=new, write=not self.preview)
+        if failure is not None:
+            raise failure
+
+    def _delete(self, old: ResourceState, *, keep: bool) -> None:
+        """Deletes a resource; `keep` leaves it in state as one whose replacement is to come."""
+        if self.preview:
+            self.snapshot.end(gone=None if keep else old, write=False)
+            return
+        begun = self.snapshot.begin(old, "deleting")
+        try:
+            if old.custom and not old.external and not old.retain_on_delete:
+                if old.deleted_with not in self._deleting:
+                    self._provider(old).delete(self._call(old, "delete", old_outputs=old.outputs))
+        except BaseException:
+            self.snapshot.end(begun)
+            raise
+        old.pending_replacement = keep
+        self.snapshot.end(begun, gone=None if keep else old)
+
+    # --- the end of an update, and destroy ---
+
+    _deleting: frozenset[str] = frozenset()
+
+    def delete_all(self, condemned: list[ResourceState], resources: list[ResourceState]) -> None:
+        """Deletes resources, dependents first and independent ones side by side.
+
+        Args:
+            condemned: What is to go, in state order.
+            resources: All there are, in state order.
+        """
+        protected = [item.urn for item in condemned if item.protect and not item.delete]
+        for urn in protected:
+            self.fail(
+                f"{urn} is protected and would be deleted. Nothing was deleted. "
+                "Remove `protect` from it in the program and run `up` once before"
+            )
+        if protected:
+            return
+        self._deleting = frozenset(item.urn for item in condemned)
+
+        def act(resource: ResourceState) -> bool:
+            if resource.pending_replacement:
+                # Its object is gone already; only its memory is left.
+                self.snapshot.end(gone=resource, write=not self.preview)
+                return True
+            op = Op.DELETE_REPLACED if resource.delete else Op.DELETE
+            try:
+                self._perform(Action(op, resource, None))
+            except Exception as error:
+                self._sink.log(f"{resource.urn}: {error!r}")
+                return False
+            return True
+
+        _graph.run_reversed(_graph.needs(condemned, resources), act, self._parallel, self.stopped)
+
+    # --- refresh ---
+
+    def refresh_all(self, resources: list[ResourceState]) -> None:
+        """Reads every object and makes state say what is; what is gone leaves it."""
+        independent: dict[ResourceState, set[ResourceState]] = {item: set() for item in resources}
+        gone: set[ResourceState] = set()
+
+        def act(resource: ResourceState) -> bool:
+            if not resource.custom or _urn.is_provider(resource.type):
+                return True
+            if resource.pending_replacement or resource.external:
+                return True
+            step = Step("refresh", resource.urn, resource.type, resource.name)
+            self._sink.resource_pre(step)
+            try:
+                result = self._provider(resource).read(
+                    self._call(resource, "read", old_outputs=resource.outputs)
+                )
+                step.diffs = self._refreshed(resource, result, gone)
+            except Exception as error:
+                step.error = str(error)
+                self.fail(f"{resource.urn}: {error}")
+                self.summary.steps.append(step)
+                self._sink.resource_failed(step)
+                return False
+            with self._counting:
+                op = "delete" if resource in gone else "update" if step.diffs else "refresh"
+                self.summary.counts[op] += 1
+                self.summary.steps.append(step)
+            self._sink.resource_outputs(step)
+            return True
+
+        _graph.run_reversed(independent, act, self._parallel, self.stopped)
+        _forget(gone, self.snapshot.resources())
+        for resource in gone:
+            self.snapshot.end(gone=resource, write=False)
+
+    def _refreshed(
+        self, resource: ResourceState, result: ReadResult, gone: set[ResourceState]
+    ) -> list[str]:
+        if not result.id:
+            gone.add(resource)
+            return ["deleted"]
+        before = resource.clone()
+        resource.id = result.id
+        resource.outputs = result.outputs
+        resource.init_errors = result.init_errors
+        if result.inputs is not None:
+            resource.inputs = result.inputs
+        _mark_secrets(resource)
+        _share_ciphertexts(before, resource)
+        for reason in result.init_errors:
+            self._sink.diagnostic("warning", resource.urn, reason, streaming=False)
+        names = before.outputs.keys() | resource.outputs.keys()
+        changed = sorted(
+            name
+            for name in names
+            if not equal(before.outputs.get(name), resource.outputs.get(name))
+        )
+        if changed or not equal(before.inputs, resource.inputs):
+            resource.modified = now()
+            return changed or ["inputs"]
+        return []
+
+    # --- interrupted creations ---
+
+    def clear_interrupted(self) -> None:
+        """Removes what earlier, killed runs began to create and the program no longer declares."""
+        for operation in self.snapshot.interrupted:
+            resource = operation.resource
+            alive = [item for item in self.snapshot.resources() if item.urn == resource.urn]
+            if self.preview or self.stopped.is_set():
+                return
+            try:
+                provider = self._provider(resource) if resource.custom else None
+                call = self._call(resource, "delete", old_outputs=resource.inputs)
+                object_id = provider.pending_id(call) if provider is not None else "none"
+                if not object_id and alive:
+                    self._sink.diagnostic(
+                        "warning",
+                        resource.urn,
+                        "its replacement was interrupted while being created and may exist still; "
+                        "its id cannot be known, so look for it yourself",
+                        streaming=False,
+                    )
+                    continue
+                if provider is not None and all(item.id != object_id for item in alive):
+                    self._undo(provider, resource, object_id)
+            except Exception as error:
+                self.fail(f"{resource.urn}, interrupted while creating, is still there: {error}")
+                return
+            self.snapshot.end(cleared=operation)
+
+    def _undo(self, provider: Provider, resource: ResourceState, object_id: str) -> None:
+        step = Step("delete", resource.urn, resource.type, resource.name, ["interrupted create"])
+        self._sink.resource_pre(step)
+        outputs = resource.inputs
+        if not object_id:
+            # Completing it is the only way to learn its id.
+            object_id, outputs = provider.create(self._call(resource, "create"))
+        resource.id, resource.outputs = object_id, outputs
+        provider.delete(self._call(resource, "delete", old_outputs=outputs))
+        self.summary.counts["delete"] += 1
+        self.summary.steps.append(step)
+        self._sink.resource_outputs(step)
+
+    def _provider(self, resource: ResourceState) -> Provider:
+        if _urn.is_provider(resource.type):
+            return self.registry
+        return self.registry.get(resource.provider)
+
+    def _call(self, resource: ResourceState, verb: str, **more: Any) -> Call:
+        return Call(
+            resource.urn,
+            resource.id,
+            inputs=resource.inputs,
+            ignore=tuple(resource.ignore_changes),
+            timeout=resource.custom_timeouts.get(verb, 0.0),
+            preview=self.preview,
+            **more,
+        )
+
+
+def _take_partial(new: ResourceState, error: InitFailedError) -> None:
+    new.id, new.outputs = error.object_id, error.outputs
+    new.init_errors = error.reasons
+    if error.inputs is not None:
+        new.inputs = error.inputs
+
+
+def _mark_secrets(resource: ResourceState) -> None:
+    """Makes secret what the program says is, and what came from a secret input."""
+    for key in resource.additional_secret_outputs:
+        if key in resource.outputs:
+            resource.outputs[key] = seal(resource.outputs[key])
+    for key, value in resource.inputs.items():
+        if isinstance(value, Secret) and key in resource.outputs:
+            resource.outputs[key] = seal(resource.outputs[key])
+
+
+def _share_ciphertexts(old: ResourceState, new: ResourceState) -> None:
+    """Lets unchanged secrets keep their ciphertexts, so that state changes only where it must."""
+    for before, after in ((old.inputs, new.inputs), (old.outputs, new.outputs)):
+        for key, value in after.items():
+            _share(before.get(key), value)
+
+
+def _share(before: Any, after: Any) -> None:
+    if isinstance(after, Secret):
+        if isinstance(before, Secret) and after.sealed is None and equal(before, after):
+            after.sealed = before.sealed
+    elif isinstance(after, dict) and isinstance(before, dict):
+        for key, value in after.items():
+            _share(before.get(key), value)
+    elif isinstance(after, list) and isinstance(before, list):
+        for old, new in zip(before, after, strict=False):
+            _share(old, new)
+
+
+# What may differ without being worth a write, as for the CLI.
+_UNWRITTEN = frozenset(
+    {"source_position", "stack_trace", "created", "modified", "aliases", "ignore_changes"}
+)
+
+
+def _differs(old: ResourceState, new: ResourceState) -> bool:
+    if set(old.dependencies) != set(new.dependencies):
+        return True
+    return any(
+        not equal(value, getattr(new, name))
+        for name, value in vars(old).items()
+        if name not in _UNWRITTEN and name not in ("dependencies", "property_dependencies", "extra")
+    )
+
+
+def _forget(gone: set[ResourceState], resources: list[ResourceState]) -> None:
+    """Takes every reference to vanished resources out of those that stay."""
+    urns = {item.urn: item.parent for item in gone}
+    for resource in resources:
+        while resource.parent in urns:
+            resource.parent = urns[resource.parent]
+        resource.dependencies = [urn for urn in resource.dependencies if urn not in urns]
+        resource.property_dependencies = {
+            key: [urn for urn in found if urn not in urns]
+            for key, found in resource.property_dependencies.items()
+        }
+        if resource.deleted_with in urns:
+            resource.deleted_with = ""

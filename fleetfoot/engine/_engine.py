@@ -1,0 +1,340 @@
+"""The engine: preview, up, refresh, destroy, outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from fleetfoot.engine import _lock, _urn
+from fleetfoot.engine._backend import Backend
+from fleetfoot.engine._deployment import Deployment
+from fleetfoot.engine._display import NoDisplay, OneAtATime
+from fleetfoot.engine._dynamic import DynamicProvider
+from fleetfoot.engine._errors import EngineError
+from fleetfoot.engine._events import EventSink, Summary
+from fleetfoot.engine._graph import is_stack
+from fleetfoot.engine._planner import Planner
+from fleetfoot.engine._program import run_program
+from fleetfoot.engine._project import Config, Project, load_config, read_salt
+from fleetfoot.engine._registry import DynamicPackage, Registry
+from fleetfoot.engine._secrets import Crypter
+from fleetfoot.engine._snapshot import Snapshot
+from fleetfoot.engine._state import Checkpoint, ResourceState, recorded_salt
+from fleetfoot.engine._values import Properties, Secret, reveal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from fleetfoot.engine._provider import Provider
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_HIDDEN: Final = "[secret]"
+
+
+class Engine:
+    """Runs a Pulumi program on a stack in a file backend.
+
+    Args:
+        project_dir: Where Pulumi.yaml is.
+        stack: The stack's name.
+        backend_url: `file://` and the folder that holds `.pulumi`.
+        passphrase: The stack's passphrase; it may be empty.
+        parallel: How many steps may run side by side.
+        display: Where events go; nowhere by default.
+        lock_wait: Seconds to wait for another run on this stack to end; 0 says at once who it is.
+    """
+
+    def __init__(
+        self,
+        project_dir: Path,
+        stack: str,
+        *,
+        backend_url: str,
+        passphrase: str,
+        parallel: int = 8,
+        display: EventSink | None = None,
+        lock_wait: float = 0.0,
+    ) -> None:
+        self._project = Project.load(Path(project_dir).resolve())
+        self._stack = stack
+        self._backend = Backend(backend_url, self._project.name, stack)
+        self._passphrase = passphrase
+        self._parallel = parallel
+        self._sink: EventSink = OneAtATime(display or NoDisplay())
+        self._lock_wait = lock_wait
+        self._crypter: Crypter | None = None
+
+    def preview(self, targets: Collection[str] = ()) -> Summary:
+        """What `up` would do. Nothing is changed, and no lock is needed.
+
+        Args:
+            targets: The only URNs that may change; none means all.
+        """
+        with self._run("preview", lock=None) as run:
+            run.program(targets)
+            return run.summary
+
+    def up(self, refresh: bool = False, targets: Collection[str] = ()) -> Summary:
+        """Makes what the program declares.
+
+        Args:
+            refresh: Whether to look at every resource first.
+            targets: The only URNs that may change; none means all.
+        """
+        with self._locked("update") as run:
+            if refresh:
+                run.refresh()
+            if run.summary.ok:
+                run.program(targets)
+            return run.summary
+
+    def refresh(self) -> Summary:
+        """Makes state say what is."""
+        with self._locked("refresh") as run:
+            run.refresh()
+            return run.summary
+
+    def destroy(self) -> Summary:
+        """Deletes all resources of the stack."""
+        with self._locked("destroy") as run:
+            run.destroy()
+            return run.summary
+
+    def outputs(self, show_secrets: bool = False) -> dict[str, Any]:
+        """The stack's outputs.
+
+        Args:
+            show_secrets: Whether to decrypt; else secrets read `[secret]`.
+        """
+        for resource in self.resources():
+            if is_stack(resource):
+                return {
+                    key: reveal(value) if show_secrets else _hide(value)
+                    for key, value in resource.outputs.items()
+                }
+        return {}
+
+    def resources(self, show_secrets: bool = False) -> list[ResourceState]:
+        """What the stack holds, in state order.
+
+        Args:
+            show_secrets: Whether to decrypt; else secrets stay Secret objects.
+        """
+        found = self._load().resources
+        if show_secrets:
+            for resource in found:
+                resource.inputs = reveal(resource.inputs)
+                resource.outputs = reveal(resource.outputs)
+        return found
+
+    def _load(self) -> Checkpoint:
+        document = self._backend.load()
+        crypter = self._crypt(document)
+        if document is None:
+            return Checkpoint(self._backend.qualified)
+        return Checkpoint.from_json(document, crypter.decrypt)
+
+    def _crypt(self, document: dict[str, Any] | None) -> Crypter:
+        """The stack's crypter: by the configuration's salt, the checkpoint's, or a new one."""
+        if self._crypter is None:
+            salt = read_salt(self._project, self._stack)
+            salt = salt or (recorded_salt(document) if document is not None else None)
+            self._crypter = Crypter(self._passphrase, salt)
+        return self._crypter
+
+    @contextlib.contextmanager
+    def _locked(self, kind: str) -> Iterator[_Run]:
+        with (
+            _lock.hold(self._backend.locks, self._lock_wait) as lock,
+            self._run(kind, lock) as run,
+        ):
+            yield run
+
+    @contextlib.contextmanager
+    def _run(self, kind: str, lock: int | None) -> Iterator[_Run]:
+        started = time.time()
+        base = self._load()
+        crypter = self._crypt(None)
+        config = load_config(self._project, self._stack, crypter.decrypt)
+
+        def save(checkpoint: Checkpoint) -> None:
+            self._backend.save(checkpoint.to_json(crypter.encrypt, crypter.state))
+
+        preview = kind == "preview"
+        run = _Run(
+            self._project,
+            self._stack,
+            base,
+            Snapshot(base, None if preview else save),
+            config,
+            self._sink,
+            Summary(kind),
+            parallel=self._parallel,
+            lock=lock,
+        )
+        try:
+            with _interruptible(run.stop):
+                yield run
+        finally:
+            run.registry.close()
+            run.summary.seconds = time.time() - started
+            if not preview:
+                run.snapshot.write()
+                self._backend.record(_update(run.summary, config, started))
+
+
+class _Run:
+    """One run: what it needs, and its phases."""
+
+    def __init__(
+        self,
+        project: Project,
+        stack: str,
+        base: Checkpoint,
+        snapshot: Snapshot,
+        config: Config,
+        sink: EventSink,
+        summary: Summary,
+        *,
+        parallel: int,
+        lock: int | None,
+    ) -> None:
+        self.project, self.stack, self.config = project, stack, config
+        self.snapshot, self.sink, self.summary = snapshot, sink, summary
+        self.parallel, self.lock = parallel, lock
+
+        def dynamic(inputs: Properties) -> Provider:
+            return DynamicProvider(
+                project.name,
+                project.directory,
+                inputs,
+                lock,
+                lambda severity, line: sink.diagnostic(
+                    "info" if severity == "info" else "info#err", "", line, streaming=False
+                ),
+            )
+
+        self.registry = Registry({"pulumi-python": DynamicPackage(dynamic)}, base.resources)
+        self.deployment = Deployment(
+            snapshot,
+            self.registry,
+            sink,
+            summary,
+            parallel=parallel,
+            preview=summary.kind == "preview",
+        )
+        self._interrupted = threading.Event()
+        self.on_stop: Callable[[], None] = lambda: None
+        self._warn_of_pending(base)
+
+    def stop(self) -> None:
+        """Lets running steps finish and begins nothing new."""
+        self._interrupted.set()
+        self.deployment.fail("The run was interrupted; what was done is in state")
+        self.on_stop()
+
+    def program(self, targets: Collection[str]) -> None:
+        """Runs the program, then deletes what it no longer declares."""
+        base = self.snapshot.resources()
+        planner = Planner(
+            self.stack,
+            self.project.name,
+            base,
+            self.registry,
+            preview=self.deployment.preview,
+            targets=targets,
+        )
+        run_program(self, planner, self._interrupted)
+        if not self.summary.ok:
+            return
+        condemned = [
+            item
+            for item in self.snapshot.resources()
+            if item.delete or (item in set(base) and item.urn not in planner.kept)
+        ]
+        if targets:
+            condemned = [item for item in condemned if item.delete or item.urn in targets]
+        self.deployment.delete_all(condemned, self.snapshot.resources())
+        self.deployment.clear_interrupted()
+
+    def refresh(self) -> None:
+        """Reads every resource."""
+        self.deployment.refresh_all(self.snapshot.resources())
+
+    def destroy(self) -> None:
+        """Deletes every resource."""
+        self.deployment.clear_interrupted()
+        resources = self.snapshot.resources()
+        self.deployment.delete_all(resources, resources)
+
+    def _warn_of_pending(self, base: Checkpoint) -> None:
+        if not base.pending:
+            return
+        interrupted = "\n".join(
+            f"  * {item.resource.urn}, interrupted while {item.type}" for item in base.pending
+        )
+        self.sink.diagnostic(
+            "warning",
+            "",
+            f"An earlier run was cut off with {len(base.pending)} pending operations:\n"
+            f"{interrupted}\n"
+            "Interrupted creations are repeated, or undone when they are declared no more; "
+            "everything else is compared and repeated as usual.",
+            streaming=False,
+        )
+
+
+@contextlib.contextmanager
+def _interruptible(stop: Any) -> Iterator[None]:
+    """The first SIGINT or SIGTERM stops the run in good order, the second ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, _frame: Any) -> None:
+        for each in _SIGNALS:
+            signal.signal(each, lambda *_: os._exit(128 + number))
+        # Not here: the main thread may hold the very locks that stopping needs.
+        threading.Thread(target=stop, daemon=True).start()
+
+    before = {each: signal.signal(each, on_signal) for each in _SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _update(summary: Summary, config: Config, started: float) -> dict[str, Any]:
+    """The record of a run in the history, as the CLI writes it."""
+    return {
+        "kind": summary.kind,
+        "startTime": int(started),
+        "message": "",
+        "environment": {"exec.kind": "fleetfoot"},
+        "config": config.recorded,
+        "result": "succeeded" if summary.ok else "failed",
+        "endTime": int(time.time()),
+        "resourceChanges": dict(summary.counts),
+    }
+
+
+def _hide(value: Any) -> Any:
+    if isinstance(value, Secret):
+        return _HIDDEN
+    if isinstance(value, dict):
+        return {key: _hide(item) for key, item in value.items()}
+    return [_hide(item) for item in value] if isinstance(value, list) else value
+
+
+def stack_urn(project: str, stack: str) -> str:
+    """The URN of the stack's own resource."""
+    return _urn.make(stack, project, "", _urn.ROOT_TYPE, f"{project}-{stack}")
+
+
+__all__ = ["Engine", "EngineError", "stack_urn"]

@@ -1,0 +1,273 @@
+"""The services that the program talks to: resource monitor and engine."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from google.protobuf import empty_pb2
+from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc, resource_pb2, resource_pb2_grpc
+
+from fleetfoot.engine import _urn
+from fleetfoot.engine._dynamic import CHANNEL_OPTIONS
+from fleetfoot.engine._errors import EngineError, UnsupportedError
+from fleetfoot.engine._goal import Goal
+from fleetfoot.engine._planner import Op
+from fleetfoot.engine._registry import INTERNAL
+from fleetfoot.engine._values import Properties, equal, from_struct, to_struct
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fleetfoot.engine._deployment import Deployment
+    from fleetfoot.engine._events import EventSink, Severity
+    from fleetfoot.engine._planner import Planner
+    from fleetfoot.engine._project import Config
+    from fleetfoot.engine._state import ResourceState
+
+# Registrations wait for their steps, each in a thread of its own; threads start when needed.
+_THREADS: Final = 512
+_FEATURES: Final = {
+    "secrets": resource_pb2.RESOURCE_MONITOR_FEATURE_SECRETS,
+    "resourceReferences": resource_pb2.RESOURCE_MONITOR_FEATURE_RESOURCE_REFERENCES,
+    "outputValues": resource_pb2.RESOURCE_MONITOR_FEATURE_OUTPUT_VALUES,
+    "aliasSpecs": resource_pb2.RESOURCE_MONITOR_FEATURE_ALIAS_SPECS,
+    "deletedWith": resource_pb2.RESOURCE_MONITOR_FEATURE_DELETED_WITH,
+}
+_REFUSED: Final = {
+    "Call": "A call of a remote component's method",
+    "RegisterStackTransform": "A stack transform",
+    "RegisterStackInvokeTransform": "An invoke transform",
+    "RegisterResourceHook": "A resource hook",
+    "RegisterErrorHook": "An error hook",
+    "RegisterPackage": "A parameterised package",
+}
+# What the SDK says when it hears that the run has failed, which has been told by then.
+_ECHO: Final = "Resource monitor has terminated"
+_SEVERITIES: Final[dict[int, Severity]] = {0: "debug", 1: "info", 2: "warning", 3: "error"}
+
+
+class Monitor:
+    """Serves one run of the program.
+
+    Args:
+        planner: Decides which steps a registration needs.
+        deployment: Carries them out.
+        config: The stack's configuration.
+        sink: Where the program's messages go.
+        root: The project's folder.
+        stack: The stack's name.
+        project: The project's name.
+        parallel: What the program is told about parallelism.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        deployment: Deployment,
+        config: Config,
+        sink: EventSink,
+        *,
+        root: Path,
+        stack: str,
+        project: str,
+        parallel: int,
+    ) -> None:
+        self._planner, self._deployment = planner, deployment
+        self._config, self._sink, self._root = config, sink, root
+        self._stack, self._project, self._parallel = stack, project, parallel
+        self._goals: dict[str, Goal] = {}
+        self._defaults: dict[tuple[str, str], str] = {}
+        self._defaults_lock = threading.Lock()
+        self._registered: dict[str, ResourceState] = {}
+        self.finished = threading.Event()
+        self.root_urn = ""
+        self._server = grpc.server(
+            ThreadPoolExecutor(max_workers=_THREADS), options=list(CHANNEL_OPTIONS)
+        )
+        resource_pb2_grpc.add_ResourceMonitorServicer_to_server(_Resources(self), self._server)
+        engine_pb2_grpc.add_EngineServicer_to_server(_EngineService(self), self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def close(self) -> None:
+        """Stops serving; calls under way are cut off."""
+        self._server.stop(0).wait()
+
+    def register(self, request: Any) -> tuple[ResourceState, Op]:
+        """Registers one resource and carries its steps out."""
+        goal = Goal.parse(request, self._root)
+        if parent := self._goals.get(goal.parent):
+            goal.inherit(parent)
+        elif goal.parent:
+            raise EngineError(
+                f"The parent {goal.parent} of {goal.name!r} is not registered",
+                "The resource was not registered",
+                "Register the parent first",
+            )
+        self._choose_provider(goal)
+        state, op = self._carry_out(goal)
+        self._goals[state.urn] = goal
+        self._registered[state.urn] = state
+        return state, op
+
+    def _carry_out(self, goal: Goal) -> tuple[ResourceState, Op]:
+        with self._planner.lock:
+            if self._deployment.stopped.is_set():
+                raise EngineError("The run is being stopped", f"{goal.name!r} was not registered")
+            try:
+                actions = self._planner.plan(goal)
+            except Exception as error:
+                self._deployment.fail(f"{goal.type} {goal.name!r}: {error}")
+                self._sink.diagnostic("error", goal.name, str(error), streaming=False)
+                raise
+        return self._deployment.run(actions), actions[-1].op
+
+    def _choose_provider(self, goal: Goal) -> None:
+        if not goal.custom:
+            parent = self._goals.get(goal.parent)
+            if parent is not None and not parent.custom:
+                goal.providers = {**parent.providers, **goal.providers}
+            return
+        package = _urn.package(goal.type)
+        if _urn.is_provider(goal.type):
+            if goal.version:
+                goal.inputs.update({INTERNAL: {}, "version": goal.version})
+            return
+        parent = self._goals.get(goal.parent)
+        goal.provider = (
+            goal.provider
+            or goal.providers.get(package, "")
+            or (parent.providers.get(package, "") if parent is not None else "")
+            or self._default_provider(package, goal.version)
+        )
+
+    def _default_provider(self, package: str, version: str) -> str:
+        with self._defaults_lock:
+            key = (package, version)
+            if key not in self._defaults:
+                inputs: Properties = self._config.package(package)
+                if version:
+                    inputs.update({INTERNAL: {}, "version": version})
+                suffix = f"_{version.replace('.', '_')}" if version else ""
+                goal = Goal(
+                    type=_urn.PROVIDER_PREFIX + package,
+                    name=f"default{suffix}",
+                    custom=True,
+                    inputs=inputs,
+                )
+                state, _ = self._carry_out(goal)
+                self._defaults[key] = f"{state.urn}::{state.id}"
+            return self._defaults[key]
+
+    def outputs(self, request: Any) -> None:
+        """Takes the outputs of a component or of the stack."""
+        state = self._registered[request.urn]
+        outputs = from_struct(request.outputs, self._root)
+        changed = not equal(state.outputs, outputs)
+        state.outputs = outputs
+        if changed and not self._deployment.preview:
+            self._deployment.snapshot.write()
+
+    def info(self) -> Any:
+        """What the program may ask about the run."""
+        return resource_pb2.DeploymentInfo(
+            project=self._project,
+            stack=self._stack,
+            organization="organization",
+            config=self._config.values,
+            configSecretKeys=sorted(self._config.secret),
+            dryRun=self._deployment.preview,
+            parallel=self._parallel,
+            supportedFeatures=list(_FEATURES.values()),
+        )
+
+    def say(self, request: Any) -> None:
+        """Hands a message of the program on."""
+        severity = _SEVERITIES.get(request.severity, "info")
+        if severity == "error" and self._deployment.stopped.is_set() and _ECHO in request.message:
+            severity = "debug"
+        if severity == "error":
+            self._deployment.summary.errors.append(request.message.strip())
+        self._sink.diagnostic(
+            severity, request.urn, request.message, streaming=request.streamId != 0
+        )
+
+
+class _Resources(resource_pb2_grpc.ResourceMonitorServicer):
+    """The protocol's names over Monitor's."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _REFUSED:
+            return _refusal(_REFUSED[name])
+        return super().__getattribute__(name)
+
+    def GetDeploymentInfo(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        return self._monitor.info()
+
+    def SupportsFeature(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        return resource_pb2.SupportsFeatureResponse(hasSupport=request.id in _FEATURES)
+
+    def Invoke(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return _abort(context, UnsupportedError(f"The function {request.tok}"))
+
+    def ReadResource(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return _abort(context, UnsupportedError(f"Reading the foreign resource {request.type}"))
+
+    def RegisterResource(self, request: Any, context: Any) -> Any:  # noqa: N802
+        try:
+            state, op = self._monitor.register(request)
+        except UnsupportedError as error:
+            return _abort(context, error)
+        except Exception as error:
+            # The failure has been told; the program ends without telling it again.
+            context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        # A component's outputs are those that it registers itself.
+        outputs = state.outputs if state.custom else {}
+        return resource_pb2.RegisterResourceResponse(
+            urn=state.urn,
+            id=state.id,
+            object=to_struct(
+                outputs, secrets=request.acceptSecrets, resources=request.acceptResources
+            ),
+            unknown=op is Op.SKIP,
+        )
+
+    def RegisterResourceOutputs(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        self._monitor.outputs(request)
+        return empty_pb2.Empty()
+
+    def SignalAndWaitForShutdown(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        self._monitor.finished.set()
+        return empty_pb2.Empty()
+
+
+class _EngineService(engine_pb2_grpc.EngineServicer):
+    """The protocol's names over Monitor's."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def Log(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        self._monitor.say(request)
+        return empty_pb2.Empty()
+
+    def GetRootResource(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+        return engine_pb2.GetRootResourceResponse(urn=self._monitor.root_urn)
+
+    def SetRootResource(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        self._monitor.root_urn = request.urn
+        return engine_pb2.SetRootResourceResponse()
+
+
+def _refusal(what: str) -> Any:
+    return lambda _request, context: _abort(context, UnsupportedError(what))
+
+
+def _abort(context: Any, error: UnsupportedError) -> Any:
+    context.abort(grpc.StatusCode.UNIMPLEMENTED, str(error))
