@@ -13,7 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fleetfoot.errors import FleetfootError
-from fleetfoot.machines.identity import network_file, pin_host_key, ssh_key, unpin_host_key
+from fleetfoot.machines.identity import (
+    network_file,
+    pin_host_key,
+    resolv_conf,
+    ssh_key,
+    unpin_host_key,
+)
 from fleetfoot.machines.network import Network, NetworkSpec
 from fleetfoot.machines.nspawn import Nspawn
 from fleetfoot.machines.qemu import Qemu
@@ -101,8 +107,9 @@ class Fleet:
         given = {
             "system.hostname": spec.name,
             "ssh.authorized_keys.root": ssh_key(self.paths.ssh_key, "fleetfoot"),
-            "fleetfoot.ssh-host-ed25519-key": key_file.read_text(),
+            "fleetfoot.ssh-host-key": key_file.read_text(),
             "network.network.50-fleetfoot": network_file(self.network.spec, address),
+            "fleetfoot.resolv-conf": resolv_conf(self.network.spec),
             **credentials,
         }
         files = {

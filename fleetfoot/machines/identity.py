@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from fleetfoot.machines.network import NetworkSpec
 
-__all__ = ["network_file", "pin_host_key", "ssh_key", "unpin_host_key"]
+__all__ = ["network_file", "pin_host_key", "resolv_conf", "ssh_key", "unpin_host_key"]
 
 
 def ssh_key(path: Path, comment: str) -> str:
@@ -58,6 +58,11 @@ LinkLocalAddressing=no
 IPv6AcceptRA=no
 LLDP=no
 """
+
+
+def resolv_conf(spec: NetworkSpec) -> str:
+    """Return resolv.conf(5) for machines that run no resolver of their own."""
+    return f"nameserver {spec.gateway}\nsearch {spec.zone}\noptions timeout:2 attempts:3\n"
 
 
 def pin_host_key(known_hosts: Path, names: list[str], public: str) -> None:

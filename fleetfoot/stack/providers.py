@@ -1,12 +1,13 @@
 """Dynamic providers: what `pulumi up` does for each kind of resource of ours.
 
 Each class is importable and holds no state, so its serialised form is the same on every run and in
-every checkout. Every create may be repeated after it was cut off: ids follow from names, and what is
-there already is taken over.
+every checkout. Every create may be repeated after it was cut off: ids follow from names, and what
+is there already is taken over.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pulumi.dynamic import (
@@ -19,10 +20,10 @@ from pulumi.dynamic import (
     UpdateResult,
 )
 
-from fleetfoot import images
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.network import NetworkSpec
 from fleetfoot.stack import onboarding, rolling
+from fleetfoot.stack.bootimage import boot_image
 from fleetfoot.stack.rolling import MachineInputs
 
 __all__ = ["ImageProvider", "MachineProvider", "NetworkProvider", "PlaybookProvider"]
@@ -35,10 +36,10 @@ class _Provider(ResourceProvider):
 
     # Nothing secret is in a class's name; readable state is worth more.
     serialize_as_secret_always = False
-    #: Inputs whose change makes a new resource.
+    #: Inputs whose change is a change of the resource.
+    inputs: tuple[str, ...] = ()
+    #: Those of them whose change makes a new resource.
     replacing: tuple[str, ...] = ()
-    #: Inputs that steer how a change is made and are no change by themselves.
-    steering: tuple[str, ...] = ()
 
     def check(self, _olds: Props, news: Props) -> CheckResult:
         """Take the inputs as they are: the configuration was checked before."""
@@ -46,8 +47,7 @@ class _Provider(ResourceProvider):
 
     def diff(self, _id: str, olds: Props, news: Props) -> DiffResult:
         """Compare the inputs one by one."""
-        ours = [key for key in news if key not in ("__provider", *self.steering)]
-        changed = [key for key in ours if olds.get(key) != news[key]]
+        changed = [key for key in self.inputs if olds.get(key) != news.get(key)]
         replaces = [key for key in changed if key in self.replacing]
         return DiffResult(
             changes=bool(changed), replaces=replaces, delete_before_replace=bool(replaces)
@@ -57,7 +57,7 @@ class _Provider(ResourceProvider):
 class NetworkProvider(_Provider):
     """The stack's namespace, bridge, names and uplink."""
 
-    replacing = ("stack", "cidr", "uplink", "zone")
+    inputs = replacing = ("stack", "cidr", "uplink", "zone")
 
     def create(self, props: Props) -> CreateResult:
         """Make the network."""
@@ -84,14 +84,15 @@ class NetworkProvider(_Provider):
 class ImageProvider(_Provider):
     """An image built from images/, kept in the cache."""
 
+    inputs = ("name", "key")
+
     def create(self, props: Props) -> CreateResult:
         """Build the image unless the cache has it."""
-        built = images.ensure(props["name"], expected=props["key"])
-        return CreateResult(f"image-{props['name']}", {**props, "boot": built})
+        return CreateResult(f"image-{props['name']}", {**props, "boot": boot_image(props["name"])})
 
     def read(self, id_: str, props: Props) -> ReadResult:
         """See whether the cache still has it."""
-        return ReadResult(id_ if images.cached(props["name"], props["key"]) else "", props)
+        return ReadResult(id_ if Path(props["boot"]["path"]).exists() else "", props)
 
     def update(self, _id: str, _olds: Props, news: Props) -> UpdateResult:
         """Build the new one; machines that run from the old one keep it until they roll."""
@@ -105,7 +106,8 @@ class MachineProvider(_Provider):
     """One machine; a change of it rolls through its pool."""
 
     replacing = ("name", "stack", "backend")
-    steering = ("roll", "refreshed")
+    # `roll` says how a change is made and is no change by itself.
+    inputs = (*replacing, "pool", "image", "cpus", "memory", "disk", "aliases", "volumes", "node")
 
     def check(self, _olds: Props, news: Props) -> CheckResult:
         """Refuse a specification that no backend can take."""
@@ -139,7 +141,9 @@ class MachineProvider(_Provider):
 class PlaybookProvider(_Provider):
     """A playbook run on some hosts of an inventory."""
 
-    replacing = ("name",)
+    replacing = ("name", "stack")
+    # The inventory names machines that this run may not concern; `triggers` says what does.
+    inputs = (*replacing, "playbook", "limit", "nodes", "digest", "triggers")
 
     def create(self, props: Props) -> CreateResult:
         """Run the playbook."""

@@ -1,0 +1,177 @@
+"""Which engine runs the program: the Pulumi CLI where it is installed, else the embedded one.
+
+Both keep the same state in `.fleetfoot/state`, so either may take over from the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from fleetfoot.engine import Engine, EngineError
+from fleetfoot.errors import FleetfootError
+from fleetfoot.paths import PROJECT, private_dir, write_private
+from fleetfoot.shell import run
+
+if TYPE_CHECKING:
+    from fleetfoot.engine import EventSink
+
+__all__ = ["Driver", "Result", "driver"]
+
+STATE = PROJECT / ".fleetfoot" / "state"
+PASSPHRASE = PROJECT / ".fleetfoot" / "passphrase"
+_LOCK_WAIT_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        ok: Whether all went well.
+        changes: Resources changed (or to be changed, in a preview).
+        summary: One line for people.
+    """
+
+    ok: bool
+    changes: int
+    summary: str
+
+
+class Driver(Protocol):
+    """One engine on one stack."""
+
+    name: Literal["embedded", "pulumi"]
+
+    def preview(self) -> Result:
+        """Tell what `up` would do."""
+
+    def up(self) -> Result:
+        """Look at what is, then make what the program declares."""
+
+    def refresh(self) -> Result:
+        """Let the state say what is."""
+
+    def destroy(self) -> Result:
+        """Remove all resources."""
+
+    def outputs(self) -> dict[str, Any]:
+        """Return the stack's outputs, secrets decrypted."""
+
+
+def driver(stack: str, display: EventSink | None = None) -> Driver:
+    """Return the engine to use: `$FLEETFOOT_ENGINE`, else the CLI if it is on PATH."""
+    forced = os.environ.get("FLEETFOOT_ENGINE", "")
+    if forced not in ("", "embedded", "pulumi"):
+        raise FleetfootError(
+            f"FLEETFOOT_ENGINE is {forced!r}", "no engine was chosen", "set embedded or pulumi"
+        )
+    if not (PROJECT / f"Pulumi.{stack}.yaml").exists():
+        raise FleetfootError(
+            f"there is no Pulumi.{stack}.yaml",
+            f"nothing says what the stack {stack!r} should be",
+            f"copy Pulumi.local.yaml to Pulumi.{stack}.yaml and give it address ranges of its own",
+        )
+    if forced == "pulumi" or (not forced and shutil.which("pulumi")):
+        return _PulumiCli(stack)
+    return _Embedded(stack, display)
+
+
+def passphrase() -> str:
+    """Return the passphrase that guards secrets in state; made at random once (0600)."""
+    if not PASSPHRASE.exists():
+        private_dir(PASSPHRASE.parent)
+        write_private(PASSPHRASE, secrets.token_urlsafe(32))
+    return PASSPHRASE.read_text().strip()
+
+
+class _Embedded:
+    name: Literal["embedded"] = "embedded"
+
+    def __init__(self, stack: str, display: EventSink | None) -> None:
+        private_dir(STATE)
+        self._engine = Engine(
+            PROJECT,
+            stack,
+            backend_url=f"file://{STATE}",
+            passphrase=passphrase(),
+            display=display,
+            lock_wait=_LOCK_WAIT_SECONDS,
+        )
+
+    def preview(self) -> Result:
+        return self._told(self._engine.preview())
+
+    def up(self) -> Result:
+        return self._told(self._engine.up(refresh=True))
+
+    def refresh(self) -> Result:
+        return self._told(self._engine.refresh())
+
+    def destroy(self) -> Result:
+        return self._told(self._engine.destroy())
+
+    def outputs(self) -> dict[str, Any]:
+        try:
+            return self._engine.outputs(show_secrets=True)
+        except EngineError as told:
+            raise FleetfootError(str(told)) from told
+
+    def _told(self, summary: Any) -> Result:
+        counts = ", ".join(f"{count} {op}" for op, count in sorted(summary.counts.items()))
+        line = f"{summary.kind}: {counts or 'nothing'} in {summary.seconds:.0f} s"
+        return Result(summary.ok, summary.changes, line)
+
+
+class _PulumiCli:
+    name: Literal["pulumi"] = "pulumi"
+
+    def __init__(self, stack: str) -> None:
+        private_dir(STATE)
+        passphrase()
+        self._stack = stack
+        self._environment = environment()
+        self._pulumi("stack", "select", "--create", stack, quiet=True)
+
+    def preview(self) -> Result:
+        return self._run("preview", "--diff")
+
+    def up(self) -> Result:
+        return self._run("up", "--yes", "--refresh", "--skip-preview")
+
+    def refresh(self) -> Result:
+        return self._run("refresh", "--yes", "--skip-preview")
+
+    def destroy(self) -> Result:
+        return self._run("destroy", "--yes", "--skip-preview")
+
+    def outputs(self) -> dict[str, Any]:
+        argv = ["pulumi", "stack", "output", "--json", "--show-secrets", "--stack", self._stack]
+        found: dict[str, Any] = json.loads(run(argv, env=self._environment))
+        return found
+
+    def _run(self, *arguments: str) -> Result:
+        status = self._pulumi(*arguments, "--stack", self._stack)
+        return Result(status == 0, 0, f"pulumi {arguments[0]} ended with status {status}")
+
+    def _pulumi(self, *arguments: str, quiet: bool = False) -> int:
+        output = subprocess.DEVNULL if quiet else None
+        argv = ["pulumi", *arguments, "--non-interactive"]
+        return subprocess.run(
+            argv, cwd=PROJECT, env=self._environment, stdout=output, check=False
+        ).returncode
+
+
+def environment() -> dict[str, str]:
+    """Return the environment in which the Pulumi CLI works on the same state."""
+    return {
+        **os.environ,
+        "PULUMI_BACKEND_URL": f"file://{STATE}",
+        "PULUMI_CONFIG_PASSPHRASE_FILE": str(PASSPHRASE),
+        "PULUMI_SKIP_UPDATE_CHECK": "true",
+    }

@@ -1,0 +1,107 @@
+"""What a machine is given at boot so that it is a node without anyone logging in.
+
+Names of the credentials and the files they become: images/README.md.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from fleetfoot.paths import StackPaths
+from fleetfoot.pki import authority_certificate, kubelet_client
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["node_credentials"]
+
+_CURRENT_CERTIFICATE = "/var/lib/kubelet/pki/kubelet-client-current.pem"
+
+
+def node_credentials(stack: str, name: str, node: Mapping[str, Any]) -> dict[str, str]:
+    """Return the credentials of a node, name to content.
+
+    Args:
+        stack: Stack name.
+        name: Node name.
+        node: `api` (URL of the apiservers), `dns` (cluster DNS addresses), `labels`, `taints`
+            (`key=value:Effect`), `registry` (host:port).
+    """
+    paths = StackPaths(stack)
+    authority = authority_certificate(paths.pki, "kubernetes")
+    registry = str(node["registry"])
+    return {
+        "fleetfoot.cluster-ca": authority,
+        "fleetfoot.kubelet-client": kubelet_client(paths.pki, name),
+        "fleetfoot.kubelet-kubeconfig": _kubeconfig(str(node["api"])),
+        "fleetfoot.kubelet-config": _kubelet_config(node),
+        "fleetfoot.registry-hosts": _registry_hosts(stack, registry),
+        "fleetfoot.registry-ca": authority,
+        "tmpfiles.extra": _registry_files(registry),
+    }
+
+
+def _kubeconfig(api: str) -> str:
+    """A kubeconfig that names files, so that a renewed certificate is used without a restart."""
+    certificate = {"client-certificate": _CURRENT_CERTIFICATE, "client-key": _CURRENT_CERTIFICATE}
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [
+                {
+                    "name": "fleetfoot",
+                    "cluster": {
+                        "server": api,
+                        "certificate-authority": "/etc/kubernetes/pki/ca.crt",
+                    },
+                }
+            ],
+            "users": [{"name": "node", "user": certificate}],
+            "contexts": [{"name": "node", "context": {"cluster": "fleetfoot", "user": "node"}}],
+            "current-context": "node",
+        }
+    )
+
+
+def _kubelet_config(node: Mapping[str, Any]) -> str:
+    taints = []
+    for text in node.get("taints") or ():
+        key_value, _, effect = str(text).rpartition(":")
+        key, _, value = key_value.partition("=")
+        taints.append({"key": key, "value": value, "effect": effect})
+    return yaml.safe_dump(
+        {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "clusterDNS": list(node["dns"]),
+            "registerWithTaints": taints,
+        }
+    )
+
+
+def _registry_hosts(stack: str, registry: str) -> str:
+    """containerd's hosts.toml with the pull credential as a header."""
+    password = (StackPaths(stack).root / "secrets" / "registry-puller").read_text().strip()
+    basic = base64.b64encode(f"puller:{password}".encode()).decode()
+    return f"""\
+server = "https://{registry}"
+
+[host."https://{registry}"]
+  capabilities = ["pull", "resolve"]
+  ca = "/etc/containerd/certs.d/{registry}/ca.crt"
+  [host."https://{registry}".header]
+    Authorization = "Basic {basic}"
+"""
+
+
+def _registry_files(registry: str) -> str:
+    folder = f"/etc/containerd/certs.d/{registry}"
+    return (
+        f"d  {folder}            0700 root root -\n"
+        f"f^ {folder}/hosts.toml 0600 root root - fleetfoot.registry-hosts\n"
+        f"f^ {folder}/ca.crt     0644 root root - fleetfoot.registry-ca\n"
+    )

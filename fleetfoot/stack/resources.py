@@ -1,0 +1,134 @@
+"""The resources of a stack, as Pulumi programs use them: typed fronts of the dynamic providers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pulumi
+from pulumi.dynamic import Resource
+
+from fleetfoot.stack.providers import (
+    ImageProvider,
+    MachineProvider,
+    NetworkProvider,
+    PlaybookProvider,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Image", "Machine", "Network", "Playbook"]
+
+
+class Network(Resource, module="fleetfoot", name="Network"):
+    """The network of a stack on this host.
+
+    Outputs: `gateway` (address), `prefix` (bits), `public_key` (opens the machines).
+    """
+
+    gateway: pulumi.Output[str]
+    prefix: pulumi.Output[int]
+    public_key: pulumi.Output[str]
+
+    def __init__(
+        self,
+        resource_name: str,
+        *,
+        stack: str,
+        cidr: str,
+        uplink: str,
+        zone: str,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        props = {"stack": stack, "cidr": cidr, "uplink": uplink, "zone": zone}
+        props |= dict.fromkeys(("gateway", "prefix", "public_key"))
+        super().__init__(NetworkProvider(), resource_name, props, opts)
+
+
+class Image(Resource, module="fleetfoot", name="Image"):
+    """A machine image.
+
+    Outputs: `boot` (what to boot: digest, path, kernel, initrd, cmdline, seed).
+    """
+
+    boot: pulumi.Output[dict[str, Any]]
+
+    def __init__(
+        self, resource_name: str, *, key: str, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        props = {"name": resource_name, "key": key, "boot": None}
+        super().__init__(ImageProvider(), resource_name, props, opts)
+
+
+class Machine(Resource, module="fleetfoot", name="Machine"):
+    """One machine.
+
+    Outputs: `address` (IPv4), `host_key` (SSH, public line), `started` (epoch seconds).
+    """
+
+    address: pulumi.Output[str]
+    host_key: pulumi.Output[str]
+    started: pulumi.Output[float]
+
+    def __init__(
+        self,
+        resource_name: str,
+        *,
+        stack: str,
+        pool: str,
+        backend: str,
+        image: pulumi.Input[Mapping[str, Any]],
+        cpus: float,
+        memory: int,
+        disk: int,
+        aliases: Sequence[str],
+        volumes: Sequence[str],
+        node: pulumi.Input[Mapping[str, Any]] | None,
+        roll: Mapping[str, int],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        props = {
+            "name": resource_name,
+            "stack": stack,
+            "pool": pool,
+            "backend": backend,
+            "image": image,
+            "cpus": cpus,
+            "memory": memory,
+            "disk": disk,
+            "aliases": list(aliases),
+            "volumes": list(volumes),
+            "node": node,
+            "roll": dict(roll),
+            **dict.fromkeys(("address", "host_key", "started")),
+        }
+        super().__init__(MachineProvider(), resource_name, props, opts)
+
+
+class Playbook(Resource, module="fleetfoot", name="Playbook"):
+    """A playbook that ran on some hosts; runs again when an input changes."""
+
+    def __init__(
+        self,
+        resource_name: str,
+        *,
+        stack: str,
+        playbook: str,
+        inventory: pulumi.Input[Mapping[str, Any]],
+        limit: Sequence[str] = (),
+        nodes: Sequence[str] = (),
+        digest: str,
+        triggers: pulumi.Input[Mapping[str, Any]] | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        props = {
+            "name": resource_name,
+            "stack": stack,
+            "playbook": playbook,
+            "inventory": inventory,
+            "limit": list(limit),
+            "nodes": list(nodes),
+            "digest": digest,
+            "triggers": triggers or {},
+        }
+        super().__init__(PlaybookProvider(), resource_name, props, opts)
