@@ -14,8 +14,6 @@ from fleetfoot.engine._state import ResourceState, now
 from fleetfoot.engine._values import Secret, equal, seal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fleetfoot.engine._events import EventSink
     from fleetfoot.engine._registry import Registry
     from fleetfoot.engine._snapshot import Snapshot
@@ -147,11 +145,22 @@ class Deployment:
             old.delete = True
         gone = old if old is not None and old.pending_replacement else None
         self.snapshot.end(begun, gone=gone, new=new, write=not self.preview)
-        for operation in self.snapshot.interrupted:
-            if operation.resource.urn == new.urn and not self.preview:
-                self.snapshot.end(cleared=operation)
+        if not self.preview:
+            self._resumed(new)
         if failure is not None:
             raise failure
+
+    def _resumed(self, new: ResourceState) -> None:
+        """Clears the interrupted creations that the present one has completed."""
+        for operation in self.snapshot.interrupted:
+            begun = operation.resource
+            if begun.urn != new.urn:
+                continue
+            known = (
+                self._provider(new).pending_id(self._call(begun, "create")) if new.custom else ""
+            )
+            if known in ("", new.id):
+                self.snapshot.end(cleared=operation)
 
     def _update(self, old: ResourceState, new: ResourceState) -> None:
         new.id = old.id
@@ -186,9 +195,9 @@ class Deployment:
             return
         begun = self.snapshot.begin(old, "deleting")
         try:
-            if old.custom and not old.external and not old.retain_on_delete:
-                if old.deleted_with not in self._deleting:
-                    self._provider(old).delete(self._call(old, "delete", old_outputs=old.outputs))
+            left = old.external or old.retain_on_delete or old.deleted_with in self._deleting
+            if old.custom and not left:
+                self._provider(old).delete(self._call(old, "delete", old_outputs=old.outputs))
         except BaseException:
             self.snapshot.end(begun)
             raise
@@ -350,6 +359,7 @@ class Deployment:
             ignore=tuple(resource.ignore_changes),
             timeout=resource.custom_timeouts.get(verb, 0.0),
             preview=self.preview,
+            resumed=any(op.resource.urn == resource.urn for op in self.snapshot.interrupted),
             **more,
         )
 

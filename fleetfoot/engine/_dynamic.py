@@ -54,6 +54,7 @@ class DynamicProvider:
         log: Callable[[str, str], None],
     ) -> None:
         self._port: str | None = None
+        self._channel: grpc.Channel | None = None
         self._ready = threading.Event()
         self._child = Child(
             {"kind": "dynamic"},
@@ -200,7 +201,8 @@ class DynamicProvider:
 
     def close(self) -> None:
         """Ends the server."""
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
         self._child.close()
 
     def _call(self, method: str, request: Any) -> Any:
@@ -214,7 +216,7 @@ class DynamicProvider:
             raise ProviderError(_explain(error)) from error
 
 
-def _names(call: Call) -> dict[str, str]:
+def _names(call: Call) -> dict[str, Any]:
     return {"urn": call.urn, "name": _urn.name(call.urn), "type": _urn.kind(call.urn)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import threading
@@ -21,7 +22,7 @@ from fleetfoot.engine._graph import is_stack
 from fleetfoot.engine._planner import Planner
 from fleetfoot.engine._program import run_program
 from fleetfoot.engine._project import Config, Project, load_config, read_salt
-from fleetfoot.engine._registry import DynamicPackage, Registry
+from fleetfoot.engine._registry import DynamicPackage, Package, Registry
 from fleetfoot.engine._secrets import Crypter
 from fleetfoot.engine._snapshot import Snapshot
 from fleetfoot.engine._state import Checkpoint, ResourceState, recorded_salt
@@ -170,10 +171,10 @@ class Engine:
             self._project,
             self._stack,
             base,
-            Snapshot(base, None if preview else save),
-            config,
-            self._sink,
-            Summary(kind),
+            snapshot=Snapshot(base, None if preview else save),
+            config=config,
+            sink=self._sink,
+            summary=Summary(kind),
             parallel=self._parallel,
             lock=lock,
         )
@@ -196,11 +197,11 @@ class _Run:
         project: Project,
         stack: str,
         base: Checkpoint,
+        *,
         snapshot: Snapshot,
         config: Config,
         sink: EventSink,
         summary: Summary,
-        *,
         parallel: int,
         lock: int | None,
     ) -> None:
@@ -219,7 +220,20 @@ class _Run:
                 ),
             )
 
-        self.registry = Registry({"pulumi-python": DynamicPackage(dynamic)}, base.resources)
+        def kubernetes() -> Package:
+            # The client takes a second to load, which other programs need not spend.
+            module = importlib.import_module("fleetfoot.engine._kubernetes")
+            package: Package = module.KubernetesPackage(
+                self.interrupted,
+                lambda urn, text: sink.diagnostic("warning", urn, text, streaming=False),
+            )
+            return package
+
+        self.interrupted = threading.Event()
+        self.registry = Registry(
+            {"pulumi-python": lambda: DynamicPackage(dynamic), "kubernetes": kubernetes},
+            base.resources,
+        )
         self.deployment = Deployment(
             snapshot,
             self.registry,
@@ -228,13 +242,12 @@ class _Run:
             parallel=parallel,
             preview=summary.kind == "preview",
         )
-        self._interrupted = threading.Event()
         self.on_stop: Callable[[], None] = lambda: None
         self._warn_of_pending(base)
 
     def stop(self) -> None:
         """Lets running steps finish and begins nothing new."""
-        self._interrupted.set()
+        self.interrupted.set()
         self.deployment.fail("The run was interrupted; what was done is in state")
         self.on_stop()
 
@@ -248,8 +261,9 @@ class _Run:
             self.registry,
             preview=self.deployment.preview,
             targets=targets,
+            interrupted=[item.resource for item in self.snapshot.interrupted],
         )
-        run_program(self, planner, self._interrupted)
+        run_program(self, planner, self.interrupted)
         if not self.summary.ok:
             return
         condemned = [

@@ -72,7 +72,7 @@ class Goal:
                 key: _unique(value.urns) for key, value in request.propertyDependencies.items()
             }
         else:
-            by_property = {key: dependencies for key in inputs}
+            by_property = dict.fromkeys(inputs, dependencies)
         for key in inputs:
             by_property.setdefault(key, [])
         deletes_first = request.deleteBeforeReplaceDefined or request.deleteBeforeReplace

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from fleetfoot.engine import _urn
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Collection, Iterable
 
     from fleetfoot.engine._state import ResourceState

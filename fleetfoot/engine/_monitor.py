@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
-from google.protobuf import empty_pb2
-from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc, resource_pb2, resource_pb2_grpc
+from google.protobuf import empty_pb2, message_factory
+from pulumi.runtime.proto import engine_pb2, resource_pb2
 
 from fleetfoot.engine import _urn
 from fleetfoot.engine._dynamic import CHANNEL_OPTIONS
@@ -19,6 +19,7 @@ from fleetfoot.engine._registry import INTERNAL
 from fleetfoot.engine._values import Properties, equal, from_struct, to_struct
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from fleetfoot.engine._deployment import Deployment
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from fleetfoot.engine._planner import Planner
     from fleetfoot.engine._project import Config
     from fleetfoot.engine._state import ResourceState
+
+    _Method = Callable[[Any, Any], Any]
 
 # Registrations wait for their steps, each in a thread of its own; threads start when needed.
 _THREADS: Final = 512
@@ -37,6 +40,8 @@ _FEATURES: Final = {
     "deletedWith": resource_pb2.RESOURCE_MONITOR_FEATURE_DELETED_WITH,
 }
 _REFUSED: Final = {
+    "Invoke": "A function of a provider",
+    "ReadResource": "Reading a resource that the stack does not own",
     "Call": "A call of a remote component's method",
     "RegisterStackTransform": "A stack transform",
     "RegisterStackInvokeTransform": "An invoke transform",
@@ -87,8 +92,10 @@ class Monitor:
         self._server = grpc.server(
             ThreadPoolExecutor(max_workers=_THREADS), options=list(CHANNEL_OPTIONS)
         )
-        resource_pb2_grpc.add_ResourceMonitorServicer_to_server(_Resources(self), self._server)
-        engine_pb2_grpc.add_EngineServicer_to_server(_EngineService(self), self._server)
+        resources = resource_pb2.DESCRIPTOR.services_by_name["ResourceMonitor"]
+        engine = engine_pb2.DESCRIPTOR.services_by_name["Engine"]
+        _serve(self._server, resources, self._resource_methods())
+        _serve(self._server, engine, self._engine_methods())
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
 
@@ -195,35 +202,11 @@ class Monitor:
             severity, request.urn, request.message, streaming=request.streamId != 0
         )
 
-
-class _Resources(resource_pb2_grpc.ResourceMonitorServicer):
-    """The protocol's names over Monitor's."""
-
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in _REFUSED:
-            return _refusal(_REFUSED[name])
-        return super().__getattribute__(name)
-
-    def GetDeploymentInfo(self, _request: Any, _context: Any) -> Any:  # noqa: N802
-        return self._monitor.info()
-
-    def SupportsFeature(self, request: Any, _context: Any) -> Any:  # noqa: N802
-        return resource_pb2.SupportsFeatureResponse(hasSupport=request.id in _FEATURES)
-
-    def Invoke(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return _abort(context, UnsupportedError(f"The function {request.tok}"))
-
-    def ReadResource(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return _abort(context, UnsupportedError(f"Reading the foreign resource {request.type}"))
-
-    def RegisterResource(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def _register(self, request: Any, context: Any) -> Any:
         try:
-            state, op = self._monitor.register(request)
+            state, op = self.register(request)
         except UnsupportedError as error:
-            return _abort(context, error)
+            _abort(context, error)
         except Exception as error:
             # The failure has been told; the program ends without telling it again.
             context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
@@ -238,36 +221,65 @@ class _Resources(resource_pb2_grpc.ResourceMonitorServicer):
             unknown=op is Op.SKIP,
         )
 
-    def RegisterResourceOutputs(self, request: Any, _context: Any) -> Any:  # noqa: N802
-        self._monitor.outputs(request)
-        return empty_pb2.Empty()
+    def _resource_methods(self) -> dict[str, _Method]:
+        def supports(request: Any, _context: Any) -> Any:
+            return resource_pb2.SupportsFeatureResponse(hasSupport=request.id in _FEATURES)
 
-    def SignalAndWaitForShutdown(self, _request: Any, _context: Any) -> Any:  # noqa: N802
-        self._monitor.finished.set()
-        return empty_pb2.Empty()
+        def outputs(request: Any, _context: Any) -> Any:
+            self.outputs(request)
+            return empty_pb2.Empty()
+
+        def finish(_request: Any, _context: Any) -> Any:
+            self.finished.set()
+            return empty_pb2.Empty()
+
+        return {
+            "GetDeploymentInfo": lambda _request, _context: self.info(),
+            "SupportsFeature": supports,
+            "RegisterResource": self._register,
+            "RegisterResourceOutputs": outputs,
+            "SignalAndWaitForShutdown": finish,
+        }
+
+    def _engine_methods(self) -> dict[str, _Method]:
+        def log(request: Any, _context: Any) -> Any:
+            self.say(request)
+            return empty_pb2.Empty()
+
+        def set_root(request: Any, _context: Any) -> Any:
+            self.root_urn = request.urn
+            return engine_pb2.SetRootResourceResponse()
+
+        return {
+            "Log": log,
+            "GetRootResource": lambda _request, _context: engine_pb2.GetRootResourceResponse(
+                urn=self.root_urn
+            ),
+            "SetRootResource": set_root,
+        }
 
 
-class _EngineService(engine_pb2_grpc.EngineServicer):
-    """The protocol's names over Monitor's."""
-
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-
-    def Log(self, request: Any, _context: Any) -> Any:  # noqa: N802
-        self._monitor.say(request)
-        return empty_pb2.Empty()
-
-    def GetRootResource(self, _request: Any, _context: Any) -> Any:  # noqa: N802
-        return engine_pb2.GetRootResourceResponse(urn=self._monitor.root_urn)
-
-    def SetRootResource(self, request: Any, _context: Any) -> Any:  # noqa: N802
-        self._monitor.root_urn = request.urn
-        return engine_pb2.SetRootResourceResponse()
+def _serve(server: grpc.Server, service: Any, methods: dict[str, _Method]) -> None:
+    """Serves what there is of a service; every other request is refused in words."""
+    handlers = {}
+    for method in service.methods:
+        handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+            methods.get(method.name, _refusal(method.name)),
+            request_deserializer=message_factory.GetMessageClass(method.input_type).FromString,
+            response_serializer=lambda message: message.SerializeToString(),
+        )
+    handler = grpc.method_handlers_generic_handler(service.full_name, handlers)
+    server.add_generic_rpc_handlers((handler,))
 
 
-def _refusal(what: str) -> Any:
-    return lambda _request, context: _abort(context, UnsupportedError(what))
+def _refusal(name: str) -> _Method:
+    def refuse(request: Any, context: Any) -> Any:
+        of = getattr(request, "tok", "") or getattr(request, "type", "")
+        _abort(context, UnsupportedError(_REFUSED.get(name, name) + (f" ({of})" if of else "")))
+
+    return refuse
 
 
-def _abort(context: Any, error: UnsupportedError) -> Any:
+def _abort(context: Any, error: UnsupportedError) -> NoReturn:
     context.abort(grpc.StatusCode.UNIMPLEMENTED, str(error))
+    raise AssertionError("abort raises")

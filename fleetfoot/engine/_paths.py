@@ -60,9 +60,8 @@ def _reset(new: Value, old: Value, path: list[str | int]) -> None:
             new.pop(head, None)
         else:
             new[head] = before
-    elif isinstance(new, list) and isinstance(head, int) and before is not _ABSENT:
-        if head < len(new):
-            new[head] = before
+    elif isinstance(new, list) and head in range(len(new)) and before is not _ABSENT:
+        new[int(head)] = before
 
 
 def _open(value: Value) -> Value:

@@ -19,7 +19,7 @@ from fleetfoot.engine._state import ResourceState
 from fleetfoot.engine._values import UNKNOWN_VALUE, Properties, equal, reveal
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from fleetfoot.engine._goal import Alias, Goal
     from fleetfoot.engine._registry import Registry
@@ -68,6 +68,7 @@ class Planner:
         registry: Where providers come from.
         preview: Whether inputs may be unknown.
         targets: The only URNs that may change; none means all.
+        interrupted: What an earlier run was killed while creating.
     """
 
     def __init__(
@@ -79,10 +80,13 @@ class Planner:
         *,
         preview: bool,
         targets: Collection[str] = (),
+        interrupted: Iterable[ResourceState] = (),
     ) -> None:
         self._stack, self._project = stack, project
         self._base, self._registry = base, registry
         self._preview, self._targets = preview, frozenset(targets)
+        # What such a creation was given by chance (a random name) must be given again.
+        self._begun = {item.urn: item.inputs for item in interrupted}
         self._olds = {item.urn: item for item in base if not item.delete}
         self.urns: set[str] = set()
         # Old URNs whose resources the program still declares, under the same name or by alias.
@@ -122,10 +126,11 @@ class Planner:
     def _decide(self, goal: Goal, new: ResourceState, old: ResourceState | None) -> list[Action]:
         provider = self._provider(new)
         recreating = new.urn in self._deleted
-        fresh = old is None or recreating or old.taint
-        if old is not None and not fresh:
+        olds = self._begun.get(new.urn, {})
+        if old is not None and not recreating and not old.taint:
+            olds = old.inputs
             new.inputs = _paths.keep(goal.inputs, old.inputs, goal.ignore_changes)
-        self._check(provider, new, {} if old is None or fresh else old.inputs)
+        self._check(provider, new, olds)
         if old is None:
             return [Action(Op.CREATE, None, new)]
         if recreating:
@@ -165,7 +170,7 @@ class Planner:
         self._replaced.add(new.urn)
         # A replacement is a new object: its defaults (its name, say) are not the old one's.
         new.inputs = goal.inputs
-        self._check(provider, new, {})
+        self._check(provider, new, self._begun.get(new.urn, {}))
         diffs = diff.replaces or _changed(diff, old, new)
         first = diff.delete_before_replace
         if goal.delete_before_replace is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from typing import TYPE_CHECKING, Final
 
 from fleetfoot.engine import _runner
@@ -11,6 +10,8 @@ from fleetfoot.engine._monitor import Monitor
 from fleetfoot.engine._process import Child
 
 if TYPE_CHECKING:
+    import threading
+
     from fleetfoot.engine._engine import _Run
     from fleetfoot.engine._planner import Planner
 

@@ -22,6 +22,7 @@ class Call:
         ignore: The properties whose change is to be ignored.
         timeout: Seconds, 0 for the provider's own.
         preview: Whether nothing may change and inputs may be unknown.
+        resumed: Whether an earlier run was killed while it created this resource.
     """
 
     urn: str
@@ -32,6 +33,7 @@ class Call:
     ignore: tuple[str, ...] = ()
     timeout: float = 0.0
     preview: bool = False
+    resumed: bool = False
 
 
 @dataclass

@@ -36,12 +36,15 @@ class Registry:
     """Handles resources of type `pulumi:providers:*`, and finds the provider of any other.
 
     Args:
-        packages: What this engine has, by package name.
+        packages: What this engine has, by package name; made on first use.
         old: The resources in state, whose providers are configured on first use.
     """
 
-    def __init__(self, packages: dict[str, Package], old: Iterable[ResourceState]) -> None:
+    def __init__(
+        self, packages: dict[str, Callable[[], Package]], old: Iterable[ResourceState]
+    ) -> None:
         self._packages = packages
+        self._made: dict[str, Package] = {}
         self._old = {f"{item.urn}::{item.id}": item for item in old if _urn.is_provider(item.type)}
         self._live: dict[str, Provider] = {}
         self._lock = threading.RLock()
@@ -50,7 +53,10 @@ class Registry:
         """The package, or a refusal that names it."""
         if name not in self._packages:
             raise UnsupportedError(f"The provider {name!r}")
-        return self._packages[name]
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = self._packages[name]()
+            return self._made[name]
 
     def get(self, reference: str) -> Provider:
         """The configured provider of a reference `urn::id`."""
@@ -167,13 +173,45 @@ class _Lazy:
         self._lock = threading.Lock()
         self._provider: Provider | None = None
 
-    def __getattr__(self, name: str) -> object:
+    def _started(self) -> Provider:
         with self._lock:
             if self._provider is None:
-                if name == "close":
-                    return lambda: None
                 self._provider = self._start()
-        return getattr(self._provider, name)
+            return self._provider
+
+    def check(self, call: Call) -> Checked:
+        """Hands on."""
+        return self._started().check(call)
+
+    def diff(self, call: Call) -> Diff:
+        """Hands on."""
+        return self._started().diff(call)
+
+    def create(self, call: Call) -> tuple[str, Properties]:
+        """Hands on."""
+        return self._started().create(call)
+
+    def update(self, call: Call) -> Properties:
+        """Hands on."""
+        return self._started().update(call)
+
+    def read(self, call: Call) -> ReadResult:
+        """Hands on."""
+        return self._started().read(call)
+
+    def delete(self, call: Call) -> None:
+        """Hands on."""
+        self._started().delete(call)
+
+    def pending_id(self, call: Call) -> str:
+        """Hands on."""
+        return self._started().pending_id(call)
+
+    def close(self) -> None:
+        """Ends what was started."""
+        with self._lock:
+            if self._provider is not None:
+                self._provider.close()
 
 
 def _package(urn: str) -> str:

@@ -19,6 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pulumi
+import pulumi.runtime
+
 # The CLI's language host uses this code for "the error was already shown".
 SHOWN = 32
 
@@ -39,9 +42,6 @@ def _frames_of_user(main: Path) -> str:
 
 
 def _program(settings: dict[str, Any]) -> int:
-    import pulumi
-    import pulumi.runtime
-
     pulumi.runtime.set_all_config(settings["config"], settings["secret_keys"])
     pulumi.runtime.configure(pulumi.runtime.Settings(**settings["settings"]))
     main = Path(settings["main"])
@@ -84,7 +84,7 @@ def main() -> int:
     threading.Thread(target=_watch, args=(settings["handles"][0],), daemon=True).start()
     if settings["kind"] == "program":
         return _program(settings)
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     sys.argv = ["pulumi.dynamic"]
     runpy.run_module("pulumi.dynamic.__main__", run_name="__main__")
     return 0

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from google.protobuf import struct_pb2
 
@@ -20,7 +20,7 @@ Value = Any
 Properties = dict[str, Value]
 
 SIG: Final = "4dabf18193072939515e22adb298388d"
-SECRET_SIG: Final = "1b47061264138c4ac30d75fd1eb44270"
+SEALED_SIG: Final = "1b47061264138c4ac30d75fd1eb44270"
 ASSET_SIG: Final = "c44067f5952c0a294b673a41bacd8c17"
 ARCHIVE_SIG: Final = "0def7320c3a5731c473e5ecbe6d01bc7"
 RESOURCE_SIG: Final = "5cf8f73096256a8f31e491e813e4eb8e"
@@ -142,7 +142,7 @@ def _number(number: float) -> int | float:
 
 def _from_object(fields: Properties, root: Path | None) -> Value:
     sig = fields.get(SIG)
-    if sig == SECRET_SIG:
+    if sig == SEALED_SIG:
         return seal(fields.get("value"))
     if sig == OUTPUT_SIG:
         value = fields.get("value", UNKNOWN_VALUE)
@@ -181,45 +181,51 @@ def to_struct(
         resources: Whether it understands resource references; else it gets ids.
     """
     struct = struct_pb2.Struct()
-    for key, value in properties.items():
-        if not unknowns and isinstance(value, Unknown):
-            continue
-        _to_wire(value, struct.fields[key], secrets, unknowns, resources)
+    _fill(struct, properties, _Receiver(secrets, unknowns, resources))
     return struct
 
 
-def _to_wire(
-    value: Value, wire: struct_pb2.Value, secrets: bool, unknowns: bool, resources: bool
-) -> None:
-    if isinstance(value, Secret):
-        if not secrets:
-            _to_wire(value.value, wire, secrets, unknowns, resources)
-            return
-        fields = wire.struct_value.fields
-        fields[SIG].string_value = SECRET_SIG
-        _to_wire(value.value, fields["value"], secrets, unknowns, resources)
-    elif isinstance(value, Unknown):
+class _Receiver(NamedTuple):
+    secrets: bool
+    unknowns: bool
+    resources: bool
+
+
+def _fill(struct: struct_pb2.Struct, properties: Properties, receiver: _Receiver) -> None:
+    struct.SetInParent()
+    for key, value in properties.items():
+        if receiver.unknowns or not isinstance(value, Unknown):
+            _to_wire(value, struct.fields[key], receiver)
+
+
+def _to_wire(value: Value, wire: struct_pb2.Value, receiver: _Receiver) -> None:
+    if isinstance(value, Secret) and receiver.secrets:
+        _fill(wire.struct_value, {SIG: SEALED_SIG, "value": value.value}, receiver)
+    elif isinstance(value, Secret):
+        _to_wire(value.value, wire, receiver)
+    elif isinstance(value, list):
+        wire.list_value.SetInParent()
+        for item in value:
+            _to_wire(item, wire.list_value.values.add(), receiver)
+    elif not isinstance(value, dict):
+        _scalar_to_wire(value, wire)
+    elif value.get(SIG) == RESOURCE_SIG and not receiver.resources:
+        _to_wire(value.get("id", value.get("urn")), wire, receiver)
+    else:
+        _fill(wire.struct_value, value, receiver)
+
+
+def _scalar_to_wire(value: Value, wire: struct_pb2.Value) -> None:
+    if isinstance(value, Unknown):
         wire.string_value = UNKNOWN
     elif value is None:
         wire.null_value = struct_pb2.NULL_VALUE
     elif isinstance(value, bool):
         wire.bool_value = value
-    elif isinstance(value, (int, float)):
-        wire.number_value = value
     elif isinstance(value, str):
         wire.string_value = value
-    elif isinstance(value, list):
-        wire.list_value.SetInParent()
-        for item in value:
-            _to_wire(item, wire.list_value.values.add(), secrets, unknowns, resources)
-    elif value.get(SIG) == RESOURCE_SIG and not resources:
-        _to_wire(value.get("id", value.get("urn")), wire, secrets, unknowns, resources)
     else:
-        wire.struct_value.SetInParent()
-        for key, item in value.items():
-            if not unknowns and isinstance(item, Unknown):
-                continue
-            _to_wire(item, wire.struct_value.fields[key], secrets, unknowns, resources)
+        wire.number_value = value
 
 
 # --- the checkpoint ---------------------------------------------------------------------------
@@ -236,7 +242,7 @@ def to_state(value: Value, encrypt: Encrypt) -> Any:
         )
         if value.sealed is None or value.sealed[0] != plain:
             value.sealed = (plain, encrypt(plain))
-        return {SIG: SECRET_SIG, "ciphertext": value.sealed[1]}
+        return {SIG: SEALED_SIG, "ciphertext": value.sealed[1]}
     if isinstance(value, Unknown):
         return UNKNOWN
     if isinstance(value, list):
@@ -252,13 +258,9 @@ def from_state(value: Any, decrypt: Decrypt) -> Value:
     """Reads a value as the checkpoint stores it."""
     if isinstance(value, list):
         return [from_state(item, decrypt) for item in value]
-    if isinstance(value, float):
-        return _number(value)
-    if isinstance(value, str):
-        return UNKNOWN_VALUE if value == UNKNOWN else value
     if not isinstance(value, dict):
-        return value
-    if value.get(SIG) != SECRET_SIG:
+        return UNKNOWN_VALUE if value == UNKNOWN else value
+    if value.get(SIG) != SEALED_SIG:
         return {key: from_state(item, decrypt) for key, item in value.items()}
     if "plaintext" in value:
         return Secret(from_state(json.loads(value["plaintext"]), lambda text: text))
