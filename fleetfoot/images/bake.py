@@ -52,7 +52,7 @@ def bake(definition: Definition, tree: Path, *, work: Path, artifacts: Path, pro
         "ansible_connection": "community.general.chroot",
         "ansible_host": str(tree),
         "ansible_python_interpreter": "/usr/bin/python3",
-        "node_software_source": str(artifacts),
+        "node_software_dir": str(artifacts),
     }
     hosts = {"hosts": {definition.name: host}}
     inventory.write_text(yaml.safe_dump({"all": {"children": {f"image_{definition.name}": hosts}}}))
