@@ -26,7 +26,7 @@ from fleetfoot.engine._registry import DynamicPackage, Package, Registry
 from fleetfoot.engine._secrets import Crypter
 from fleetfoot.engine._snapshot import Snapshot
 from fleetfoot.engine._state import Checkpoint, ResourceState, recorded_salt
-from fleetfoot.engine._values import Properties, Secret, reveal
+from fleetfoot.engine._values import Properties, Secret, reveal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -138,7 +138,15 @@ class Engine:
         crypter = self._crypt(document)
         if document is None:
             return Checkpoint(self._backend.qualified)
-        return Checkpoint.from_json(document, crypter.decrypt)
+        salt = recorded_salt(document)
+        if salt in (None, crypter.state):
+            return Checkpoint.from_json(document, crypter.decrypt)
+        # The configuration has another salt than the checkpoint: its ciphertexts are not ours.
+        former = Crypter(self._passphrase, salt)
+        checkpoint = Checkpoint.from_json(document, former.decrypt)
+        for resource in checkpoint.resources + [item.resource for item in checkpoint.pending]:
+            unseal([resource.inputs, resource.outputs])
+        return checkpoint
 
     def _crypt(self, document: dict[str, Any] | None) -> Crypter:
         """The stack's crypter: by the configuration's salt, the checkpoint's, or a new one."""
@@ -332,6 +340,7 @@ def _update(summary: Summary, config: Config, started: float) -> dict[str, Any]:
         "message": "",
         "environment": {"exec.kind": "fleetfoot"},
         "config": config.recorded,
+        "version": 0,
         "result": "succeeded" if summary.ok else "failed",
         "endTime": int(time.time()),
         "resourceChanges": dict(summary.counts),

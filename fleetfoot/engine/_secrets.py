@@ -40,16 +40,7 @@ class Crypter:
             self.state = f"v1:{parts[1]}:{self.encrypt(_CHECK)}"
             return
         self.state = state
-        try:
-            good = self.decrypt(parts[2]) == _CHECK
-        except InvalidTag:
-            good = False
-        if not good:
-            raise EngineError(
-                "The passphrase is not the one this stack was made with",
-                "Its secrets cannot be read, so nothing was done",
-                "Set PULUMI_CONFIG_PASSPHRASE (or its _FILE form) to the stack's passphrase",
-            )
+        self.decrypt(parts[2])
 
     def encrypt(self, text: str) -> str:
         """Seals text as `v1:nonce:ciphertext`."""
@@ -66,7 +57,15 @@ class Crypter:
                 "Restore the file from a backup",
             )
         nonce, text = (base64.b64decode(part) for part in parts[1:])
-        return self._aead.decrypt(nonce, text, None).decode()
+        try:
+            return self._aead.decrypt(nonce, text, None).decode()
+        except InvalidTag as error:
+            raise EngineError(
+                "A secret does not open with this stack's passphrase and salt",
+                "What it protects is unknown, so nothing was done",
+                "Set PULUMI_CONFIG_PASSPHRASE (or its _FILE form) to the passphrase that it was "
+                "sealed with, or restore the file from a backup",
+            ) from error
 
 
 def _b64(raw: bytes) -> str:

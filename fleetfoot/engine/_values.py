@@ -74,6 +74,15 @@ def reveal(value: Value) -> Value:
     return value
 
 
+def unseal(value: Value) -> None:
+    """Forgets all ciphertexts."""
+    if isinstance(value, Secret):
+        value.sealed = None
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            unseal(item)
+
+
 def contains(value: Value, kind: type) -> bool:
     """Whether a Secret or Unknown stands anywhere in the value."""
     if isinstance(value, kind):
