@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
-from fleetfoot.images import disk, grub, initrd, kernel, sbom, tree
+from fleetfoot.images import disk, grub, initrd, kernel, oci, sbom, tree
 from fleetfoot.images.bake import bake
 from fleetfoot.images.definition import Definition, content_key
 from fleetfoot.paths import PROJECT
@@ -89,8 +89,9 @@ def build(
 def key_of(definition: Definition, artifacts: Path) -> str:
     """Return the key of everything that goes into an image."""
     parts = [definition.folder, *(PROJECT / "roles" / role for role in definition.roles)]
-    parts += [PROJECT / "playbooks/bake.yml", Path(__file__).parent, artifacts]
-    parts += [PROJECT / "playbooks/group_vars"]
+    parts.append(Path(__file__).parent)
+    if definition.roles:
+        parts += [PROJECT / "playbooks/bake.yml", PROJECT / "playbooks/group_vars", artifacts]
     return content_key(parts, PROJECT)
 
 
@@ -142,6 +143,8 @@ def _write(definition: Definition, key: str, root: Path, out: Path) -> None:
         disk.erofs(root, out / "disk.raw", key=key)
     elif definition.format == "grub":
         grub.write(root, out / "disk.raw", mebibytes=definition.size, key=key)
+    elif definition.format == "oci":
+        oci.write(root, out / "oci", command=definition.command, user=definition.user)
     else:
         root.rename(out / "tree")
 
@@ -150,7 +153,7 @@ def _image(definition: Definition, key: str, folder: Path) -> Image:
     direct = definition.direct_boot
     return Image(
         name=definition.name,
-        path=folder / ("tree" if definition.format == "directory" else "disk.raw"),
+        path=folder / {"directory": "tree", "oci": "oci"}.get(definition.format, "disk.raw"),
         kernel=str(folder / "vmlinux") if direct else "",
         initrd=str(folder / "initrd.cpio") if direct else "",
         cmdline=definition.cmdline,

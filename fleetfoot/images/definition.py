@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Definition", "content_key"]
 
-FORMATS = ("directory", "ext4", "erofs", "grub")
+FORMATS = ("directory", "ext4", "erofs", "grub", "oci")
 _SEEDS = ("credentials", "cloud-init")
-_KEYS = {"format", "seed", "size", "cmdline", "modules", "initrd_modules", "programs", "roles"}
+# Beside the content of a role: nothing that reaches a machine.
+_NOT_CONTENT = {"README.md", "__pycache__", "molecule"}
+_KEYS = {"format", "seed", "size", "cmdline", "modules", "initrd_modules", "command", "user"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Definition:
         modules: Kernel modules that stay, as patterns below `kernel/`; empty keeps all.
         initrd_modules: Modules that the initrd loads, in order; empty means there is no initrd of
             ours.
+        command: What a container of the image runs (oci).
+        user: `uid:gid` it runs as (oci).
     """
 
     name: str
@@ -48,6 +52,8 @@ class Definition:
     modules: tuple[str, ...] = ()
     initrd_modules: tuple[str, ...] = ()
     roles: tuple[str, ...] = field(default=())
+    command: tuple[str, ...] = ()
+    user: str = ""
 
     @classmethod
     def load(cls, name: str, project: Path = PROJECT) -> Definition:
@@ -74,6 +80,8 @@ class Definition:
             modules=tuple(data.get("modules", ())),
             initrd_modules=tuple(data.get("initrd_modules", ())),
             roles=tuple(_roles(playbook, name)),
+            command=tuple(data.get("command", ())),
+            user=data.get("user", ""),
         )
 
     @property
@@ -124,7 +132,7 @@ def content_key(parts: Iterable[Path], base: Path) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for path in sorted([part, *(part.rglob("*") if part.is_dir() else ())]):
-            if "__pycache__" in path.parts or "molecule" in path.parts:
+            if path.name in _NOT_CONTENT or not _NOT_CONTENT.isdisjoint(path.parts):
                 continue
             name = str(path.relative_to(base)) if path.is_relative_to(base) else path.name
             if path.is_symlink():

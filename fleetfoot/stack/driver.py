@@ -46,7 +46,9 @@ class Result:
 class Driver(Protocol):
     """One engine on one stack."""
 
-    name: Literal["embedded", "pulumi"]
+    @property
+    def name(self) -> Literal["embedded", "pulumi"]:
+        """Which engine it is."""
 
     def preview(self) -> Result:
         """Tell what `up` would do."""

@@ -37,7 +37,7 @@ def render(
     """
     paths = StackPaths(stack)
     ssh = f"-o UserKnownHostsFile={paths.known_hosts} -o StrictHostKeyChecking=yes"
-    members = {
+    members: dict[str, dict[str, dict[str, Any]]] = {
         group: {
             name: {}
             for pool in config.in_group(group)

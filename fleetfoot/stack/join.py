@@ -84,7 +84,7 @@ def _kubelet_config(node: Mapping[str, Any]) -> str:
 
 
 def _registry_hosts(stack: str, registry: str) -> str:
-    """containerd's hosts.toml with the pull credential as a header."""
+    """Return hosts.toml of containerd with the pull credential as a header."""
     password = (StackPaths(stack).root / "secrets" / "registry-puller").read_text().strip()
     basic = base64.b64encode(f"puller:{password}".encode()).decode()
     return f"""\

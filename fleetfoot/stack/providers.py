@@ -22,11 +22,18 @@ from pulumi.dynamic import (
 
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.network import NetworkSpec
+from fleetfoot.registry import Registry
 from fleetfoot.stack import onboarding, rolling
 from fleetfoot.stack.bootimage import boot_image
 from fleetfoot.stack.rolling import MachineInputs
 
-__all__ = ["ImageProvider", "MachineProvider", "NetworkProvider", "PlaybookProvider"]
+__all__ = [
+    "ContainerImageProvider",
+    "ImageProvider",
+    "MachineProvider",
+    "NetworkProvider",
+    "PlaybookProvider",
+]
 
 Props = dict[str, Any]
 
@@ -100,6 +107,30 @@ class ImageProvider(_Provider):
 
     def delete(self, _id: str, _props: Props) -> None:
         """Keep the cache: it is the user's, and the next stack is glad of it."""
+
+
+class ContainerImageProvider(_Provider):
+    """A container image built from images/ and pushed to the stack's registry."""
+
+    inputs = ("stack", "name", "key", "registry")
+
+    def create(self, props: Props) -> CreateResult:
+        """Build the image unless the cache has it, and push it unless the registry has it."""
+        layout = Path(boot_image(props["name"])["path"])
+        reference = Registry(props["stack"], props["registry"]).push(layout, props["name"])
+        return CreateResult(f"container-{props['name']}", {**props, "reference": reference})
+
+    def read(self, id_: str, props: Props) -> ReadResult:
+        """See whether the registry still has it."""
+        found = Registry(props["stack"], props["registry"]).has(props["reference"])
+        return ReadResult(id_ if found else "", props)
+
+    def update(self, _id: str, _olds: Props, news: Props) -> UpdateResult:
+        """Push the new one; the old one stays for pods that still name it."""
+        return UpdateResult(self.create(news).outs)
+
+    def delete(self, _id: str, _props: Props) -> None:
+        """Images go with the registry."""
 
 
 class MachineProvider(_Provider):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import pulumi
+import pulumi  # noqa: TC002  (pulumi reads the annotations of outputs at run time)
 from pulumi.dynamic import Resource
 
 from fleetfoot.stack.providers import (
+    ContainerImageProvider,
     ImageProvider,
     MachineProvider,
     NetworkProvider,
@@ -17,7 +18,7 @@ from fleetfoot.stack.providers import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Image", "Machine", "Network", "Playbook"]
+__all__ = ["ContainerImage", "Image", "Machine", "Network", "Playbook"]
 
 
 class Network(Resource, module="fleetfoot", name="Network"):
@@ -40,8 +41,8 @@ class Network(Resource, module="fleetfoot", name="Network"):
         zone: str,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        props = {"stack": stack, "cidr": cidr, "uplink": uplink, "zone": zone}
-        props |= dict.fromkeys(("gateway", "prefix", "public_key"))
+        outputs = dict.fromkeys(("gateway", "prefix", "public_key"))
+        props = {"stack": stack, "cidr": cidr, "uplink": uplink, "zone": zone, **outputs}
         super().__init__(NetworkProvider(), resource_name, props, opts)
 
 
@@ -58,6 +59,29 @@ class Image(Resource, module="fleetfoot", name="Image"):
     ) -> None:
         props = {"name": resource_name, "key": key, "boot": None}
         super().__init__(ImageProvider(), resource_name, props, opts)
+
+
+class ContainerImage(Resource, module="fleetfoot", name="ContainerImage"):
+    """A container image in the stack's registry.
+
+    Outputs: `reference` (host:port/name@digest).
+    """
+
+    reference: pulumi.Output[str]
+
+    def __init__(
+        self,
+        resource_name: str,
+        *,
+        stack: str,
+        key: str,
+        registry: str,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        props = {"name": resource_name, "stack": stack, "key": key, "registry": registry}
+        super().__init__(
+            ContainerImageProvider(), resource_name, {**props, "reference": None}, opts
+        )
 
 
 class Machine(Resource, module="fleetfoot", name="Machine"):

@@ -1,0 +1,75 @@
+"""Pushing to a stack's registry: TLS by the stack's authority, the builders' credential by file."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.images.oci import TAG
+from fleetfoot.paths import StackPaths, write_private
+from fleetfoot.pki import authority_certificate
+from fleetfoot.shell import run, succeeds
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Registry"]
+
+PUSHER = "pusher"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The registry of a stack.
+
+    Attributes:
+        stack: The stack's name.
+        address: `host:port`.
+    """
+
+    stack: str
+    address: str
+
+    def push(self, layout: Path, repository: str) -> str:
+        """Push the image of an OCI layout; return its reference by digest.
+
+        Raises:
+            FleetfootError: The registry does not answer or refuses.
+        """
+        digest = self._digest(layout)
+        reference = f"{self.address}/{repository}@{digest}"
+        if not self.has(reference):
+            target = f"docker://{self.address}/{repository}:{digest.removeprefix('sha256:')[:12]}"
+            argv = ["skopeo", "copy", "--quiet", "--preserve-digests", *self._access("dest-")]
+            argv += [f"oci:{layout}:{TAG}", target]
+            run(argv, timeout=600, consequence=f"{repository} cannot be deployed")
+        return reference
+
+    def has(self, reference: str) -> bool:
+        """Whether the registry holds an image."""
+        return succeeds(["skopeo", "inspect", "--raw", *self._access(), f"docker://{reference}"])
+
+    def _digest(self, layout: Path) -> str:
+        index = json.loads((layout / "index.json").read_text())
+        try:
+            return str(index["manifests"][0]["digest"])
+        except (KeyError, IndexError) as empty:
+            raise FleetfootError(
+                f"{layout} holds no image", "nothing can be pushed", "build the image again"
+            ) from empty
+
+    def _access(self, prefix: str = "") -> list[str]:
+        paths = StackPaths(self.stack)
+        folder = paths.root / "registry"
+        password = (paths.root / "secrets" / f"registry-{PUSHER}").read_text().strip()
+        basic = base64.b64encode(f"{PUSHER}:{password}".encode()).decode()
+        auth = {"auths": {self.address: {"auth": basic}}}
+        write_private(folder / "auth.json", json.dumps(auth))
+        write_private(folder / "certs" / "ca.crt", authority_certificate(paths.pki, "kubernetes"))
+        return [
+            f"--{prefix}authfile={folder / 'auth.json'}",
+            f"--{prefix}cert-dir={folder / 'certs'}",
+        ]
