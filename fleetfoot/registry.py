@@ -64,7 +64,7 @@ class Registry:
     def _access(self, prefix: str = "") -> list[str]:
         paths = StackPaths(self.stack)
         folder = paths.root / "registry"
-        password = (paths.root / "secrets" / f"registry-{PUSHER}").read_text().strip()
+        password = (paths.root / "secrets" / "registry" / PUSHER).read_text().strip()
         basic = base64.b64encode(f"{PUSHER}:{password}".encode()).decode()
         auth = {"auths": {self.address: {"auth": basic}}}
         write_private(folder / "auth.json", json.dumps(auth))

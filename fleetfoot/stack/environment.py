@@ -6,19 +6,25 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pulumi
+import pulumi_kubernetes as kubernetes
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.paths import StackPaths
 from fleetfoot.stack.bootimage import image_key
 from fleetfoot.stack.config import load
-from fleetfoot.stack.inventory import render, zone
+from fleetfoot.stack.inventory import SAMPLE_PORT, render, zone
+from fleetfoot.stack.onboarding import playbook_digest
 from fleetfoot.stack.pool import VmPool, VmPoolArgs
-from fleetfoot.stack.resources import Image, Network
+from fleetfoot.stack.resources import ContainerImage, Image, Machine, Network, Playbook
+from fleetfoot.stack.sample import Sample
 
 if TYPE_CHECKING:
     from fleetfoot.stack.config import PoolConfig, StackConfig
 
 __all__ = ["Environment", "configuration"]
+
+# A resolver list may have three entries (resolv.conf(5)).
+_MAX_RESOLVERS = 3
 
 
 def configuration() -> StackConfig:
@@ -74,19 +80,101 @@ class Environment(pulumi.ComponentResource):
             name: Image(name, key=image_key(name), opts=pulumi.ResourceOptions(parent=self))
             for name in sorted({pool.image for pool in config.pools})
         }
-        self._pools = {pool.name: self._pool(pool) for pool in config.pools}
-        addresses = pulumi.Output.all(*(pool.addresses for pool in self._pools.values())).apply(
-            lambda parts: {name: address for part in parts for name, address in part.items()}
-        )
-        self.inventory = addresses.apply(
-            lambda given: render(stack, config, given, self._shared_variables())
-        )
+        # Machines of the control plane first: nodes are made with certificates that it signs.
+        control = {
+            pool.name: self._pool(pool) for pool in config.pools if "workers" not in pool.groups
+        }
+        site = self._site(control)
+        workers = {
+            pool.name: self._pool(pool, site, self._node(control))
+            for pool in config.pools
+            if "workers" in pool.groups
+        }
+        self.inventory = self._inventory({**control, **workers})
+        onboarded = [self._onboard(machine, site) for machine in _machines(workers)]
         self.kubeconfig = pulumi.Output.from_input(str(self._paths.kubeconfig))
-        self.registry = pulumi.Output.from_input(f"registry.{self._zone}:5000")
-        self.sample_url = pulumi.Output.from_input("")
+        self.registry = pulumi.Output.from_input(self._registry)
+        self.sample_url = self._sample([site, *onboarded])
         self.register_outputs({"inventory": self.inventory})
 
-    def _pool(self, pool: PoolConfig) -> VmPool:
+    @property
+    def _registry(self) -> str:
+        return f"registry.{self._zone}:5000"
+
+    def _inventory(self, pools: dict[str, VmPool]) -> pulumi.Output[dict[str, Any]]:
+        parts = pulumi.Output.all(
+            self._network.gateway, *(pool.addresses for pool in pools.values())
+        )
+
+        def rendered(given: list[Any]) -> dict[str, Any]:
+            gateway, *addresses = given
+            merged = {name: address for part in addresses for name, address in part.items()}
+            return render(self._stack, self._config, merged, gateway)
+
+        return parts.apply(rendered)
+
+    def _site(self, control: dict[str, VmPool]) -> Playbook:
+        """The control plane: what site.yml makes of the control machines."""
+        return Playbook(
+            "site",
+            stack=self._stack,
+            playbook="site.yml",
+            inventory=self._inventory(control),
+            digest=playbook_digest("site.yml"),
+            triggers={
+                machine: pulumi.Output.all(m.address, m.host_key, m.started)
+                for pool in control.values()
+                for machine, m in zip(pool.names, pool.machines, strict=True)
+            },
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+
+    def _onboard(self, machine: Machine, site: Playbook) -> Playbook:
+        """One node: what onboard.yml makes of a worker, then Ready."""
+        name = machine.machine_name
+        return Playbook(
+            f"onboard-{name}",
+            stack=self._stack,
+            playbook="onboard.yml",
+            inventory=self.inventory,
+            limit=[name],
+            nodes=[name],
+            digest=playbook_digest("onboard.yml"),
+            triggers={name: pulumi.Output.all(machine.address, machine.host_key, machine.started)},
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[site]),
+        )
+
+    def _sample(self, ready: list[Playbook]) -> pulumi.Output[str]:
+        """The sample service, when it is switched on; returns where it answers."""
+        if not self._config.sample.enabled:
+            return pulumi.Output.from_input("")
+        image = ContainerImage(
+            "sample",
+            stack=self._stack,
+            key=image_key("sample"),
+            registry=self._registry,
+            opts=pulumi.ResourceOptions(parent=self, depends_on=ready[:1]),
+        )
+        provider = kubernetes.Provider(
+            "cluster",
+            kubeconfig=str(self._paths.kubeconfig),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=ready),
+        )
+        Sample(
+            "sample",
+            image=image.reference,
+            replicas=self._config.sample.replicas,
+            provider=provider,
+            opts=pulumi.ResourceOptions(parent=self, depends_on=ready),
+        )
+        balancer = self._config.in_group("load_balancer")[0].machine_names[0]
+        return self.inventory.apply(
+            lambda given: f"http://{given['all']['hosts'][balancer]['ansible_host']}:{SAMPLE_PORT}"
+        )
+
+    def _pool(
+        self, pool: PoolConfig, after: Playbook | None = None, node: dict[str, Any] | None = None
+    ) -> VmPool:
         return VmPool(
             pool.name,
             VmPoolArgs(
@@ -101,14 +189,31 @@ class Environment(pulumi.ComponentResource):
                 volumes=pool.volumes,
                 labels=pool.labels,
                 taints=pool.taints,
+                node=node,
                 roll=pool.roll.model_dump(),
             ),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[self._network]),
+            opts=pulumi.ResourceOptions(
+                parent=self, depends_on=[self._network, *([after] if after else [])]
+            ),
         )
 
     def _service_names(self, pool: PoolConfig) -> list[str]:
         names = {"load_balancer": "api-online", "registry": "registry"}
         return [name for group, name in names.items() if group in pool.groups]
 
-    def _shared_variables(self) -> dict[str, Any]:
-        return {}
+    def _node(self, control: dict[str, VmPool]) -> dict[str, Any]:
+        """How machines of the stack join its cluster."""
+        resolvers = [
+            machine.address
+            for pool in self._config.in_group("dns")
+            for machine in control[pool.name].machines
+        ]
+        return {
+            "api": f"https://api-online.{self._zone}:6443",
+            "dns": resolvers[:_MAX_RESOLVERS],
+            "registry": self._registry,
+        }
+
+
+def _machines(pools: dict[str, VmPool]) -> list[Machine]:
+    return [machine for pool in pools.values() for machine in pool.machines]

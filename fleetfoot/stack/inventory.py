@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fleetfoot import artifacts
 from fleetfoot.paths import StackPaths
 from fleetfoot.stack.config import GROUPS
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
     from fleetfoot.stack.config import StackConfig
 
-__all__ = ["render", "zone"]
+__all__ = ["SAMPLE_NODE_PORT", "SAMPLE_PORT", "render", "zone"]
+
+#: The sample service's port on the load balancer, and on every worker.
+SAMPLE_PORT, SAMPLE_NODE_PORT = 8080, 30080
 
 
 def zone(stack: str) -> str:
@@ -25,15 +29,17 @@ def zone(stack: str) -> str:
 
 
 def render(
-    stack: str, config: StackConfig, addresses: Mapping[str, str], shared: Mapping[str, Any]
+    stack: str, config: StackConfig, addresses: Mapping[str, str], gateway: str
 ) -> dict[str, Any]:
     """Return the inventory in Ansible's YAML layout.
+
+    Facts of the stack are `fleetfoot_*`; playbooks/group_vars/all.yml makes role variables of them.
 
     Args:
         stack: Stack name.
         config: Its configuration.
         addresses: Machine name to IPv4 address.
-        shared: Further variables of all hosts.
+        gateway: Address of the stack's router and name server.
     """
     paths = StackPaths(stack)
     ssh = f"-o UserKnownHostsFile={paths.known_hosts} -o StrictHostKeyChecking=yes"
@@ -56,7 +62,30 @@ def render(
                 "ansible_ssh_private_key_file": str(paths.ssh_key),
                 "ansible_ssh_common_args": ssh,
                 "ansible_python_interpreter": "/usr/bin/python3",
-                **shared,
+                "fleetfoot_stack": stack,
+                "fleetfoot_zone": zone(stack),
+                "fleetfoot_resolver": gateway,
+                "fleetfoot_pod_cidr": config.network.pods,
+                "fleetfoot_service_cidr": config.network.services,
+                "fleetfoot_state_dir": str(paths.root),
+                "fleetfoot_artifacts_dir": str(artifacts.directory()),
+                "load_balancer_frontends": _frontends(stack, config),
             },
         }
     }
+
+
+def _frontends(stack: str, config: StackConfig) -> list[dict[str, Any]]:
+    """Services that the load balancer shows: any worker serves, found by its pool's name."""
+    if not config.sample.enabled:
+        return []
+    return [
+        {
+            "name": f"sample-{pool.name}",
+            "port": SAMPLE_PORT,
+            "mode": "http",
+            "check_path": "/healthz",
+            "template": {"fqdn": f"{pool.name}.pool.{zone(stack)}", "port": SAMPLE_NODE_PORT},
+        }
+        for pool in config.in_group("workers")[:1]
+    ]

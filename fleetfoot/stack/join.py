@@ -85,7 +85,7 @@ def _kubelet_config(node: Mapping[str, Any]) -> str:
 
 def _registry_hosts(stack: str, registry: str) -> str:
     """Return hosts.toml of containerd with the pull credential as a header."""
-    password = (StackPaths(stack).root / "secrets" / "registry-puller").read_text().strip()
+    password = (StackPaths(stack).root / "secrets" / "registry" / "puller").read_text().strip()
     basic = base64.b64encode(f"puller:{password}".encode()).decode()
     return f"""\
 server = "https://{registry}"

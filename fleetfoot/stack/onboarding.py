@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from fleetfoot.cluster import Cluster
 from fleetfoot.errors import FleetfootError
+from fleetfoot.images.definition import content_key
 from fleetfoot.paths import PROJECT, StackPaths, private_dir, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["run"]
+__all__ = ["playbook_digest", "run"]
 
 _TAIL_LINES = 30
+
+
+def playbook_digest(playbook: str) -> str:
+    """Return a hash of a playbook, the roles, group variables and plug-ins it may use."""
+    parts = [PROJECT / "playbooks" / playbook, PROJECT / "playbooks" / "group_vars"]
+    return content_key([*parts, PROJECT / "roles", PROJECT / "plugins"], PROJECT)
 
 
 def run(props: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,6 +126,7 @@ class Machine(Resource, module="fleetfoot", name="Machine"):
             "roll": dict(roll),
             **dict.fromkeys(("address", "host_key", "started")),
         }
+        self.machine_name = resource_name
         super().__init__(MachineProvider(), resource_name, props, opts)
 
 

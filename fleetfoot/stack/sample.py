@@ -7,10 +7,11 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as kubernetes
 
-__all__ = ["NODE_PORT", "PORT", "Sample"]
+from fleetfoot.stack.inventory import SAMPLE_NODE_PORT
 
-PORT = 8080
-NODE_PORT = 30080
+__all__ = ["Sample"]
+
+_PORT = 8080
 _NAME = "dictionary"
 
 
@@ -52,7 +53,7 @@ class Sample(pulumi.ComponentResource):
         exposed: Any = {
             "type": "NodePort",
             "selector": labels,
-            "ports": [{"port": 80, "targetPort": PORT, "nodePort": NODE_PORT}],
+            "ports": [{"port": 80, "targetPort": _PORT, "nodePort": SAMPLE_NODE_PORT}],
         }
         budget: Any = {"maxUnavailable": 1, "selector": {"matchLabels": labels}}
         deployment = kubernetes.apps.v1.Deployment(
@@ -70,7 +71,7 @@ class Sample(pulumi.ComponentResource):
 
 
 def _pod(image: pulumi.Input[str], labels: dict[str, str]) -> dict[str, Any]:
-    probe: Any = {"httpGet": {"path": "/healthz", "port": PORT}, "timeoutSeconds": 5}
+    probe: Any = {"httpGet": {"path": "/healthz", "port": _PORT}, "timeoutSeconds": 5}
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -87,7 +88,7 @@ def _pod(image: pulumi.Input[str], labels: dict[str, str]) -> dict[str, Any]:
             {
                 "name": _NAME,
                 "image": image,
-                "ports": [{"containerPort": PORT}],
+                "ports": [{"containerPort": _PORT}],
                 "readinessProbe": {**probe, "periodSeconds": 2},
                 "livenessProbe": {**probe, "periodSeconds": 30, "initialDelaySeconds": 30},
                 "resources": {
