@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fleetfoot.engine import Engine, Step, Summary
+from fleetfoot.engine import Engine, Step, Summary, _secrets
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -87,7 +88,7 @@ class Known(Item):
         return CheckResult({**news, "__id": news["name"]}, [])
 '''
 
-PRELUDE = '''
+PRELUDE = """
 import pulumi
 from pulumi import ResourceOptions as Opts, Output, export
 from pulumi.dynamic import Resource
@@ -104,7 +105,7 @@ class Item(Resource, name="Item"):
         super().__init__(provider or items.Item(), name, props, opts)
 
 config = pulumi.Config()
-'''
+"""
 
 
 @dataclass
@@ -134,11 +135,16 @@ class Recorder:
 class Project:
     """One project, one stack, one backend and one store of objects."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, model: Path | None = None
+    ) -> None:
         self.folder, self._monkeypatch = folder / "project", monkeypatch
         self.backend, self.store = folder / "backend", folder / "store"
         for path in (self.folder, self.backend, self.store):
-            path.mkdir(parents=True)
+            if model is None:
+                path.mkdir(parents=True)
+            else:
+                shutil.copytree(model / path.name, path)
         monkeypatch.setenv("STORE", str(self.store))
         (self.folder / "Pulumi.yaml").write_text("name: demo\nruntime: python\n")
         (self.folder / "items.py").write_text(PROVIDER)
@@ -222,6 +228,15 @@ class Project:
             item for item in self.state()["resources"] if item["urn"].endswith(f"::{name}")
         )
         return found
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_keys() -> Iterator[None]:
+    """A passphrase's key takes a second to derive, by design; here it need not."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(_secrets, "_ITERATIONS", 1000)
+        monkeypatch.setenv("QUICK_KEYS", "1000")
+        yield
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import signal
 import sys
 from pathlib import Path
 
-from fleetfoot.engine import Engine, EngineError, PlainDisplay
+from fleetfoot.engine import Engine, EngineError, PlainDisplay, _secrets
 from fleetfoot.engine._backend import Backend
 
+_secrets._ITERATIONS = int(os.environ["QUICK_KEYS"])  # type: ignore[misc]
 if saves := int(os.environ.get("SAVES", "0")):
     save = Backend.save
     left = [saves]

@@ -110,9 +110,7 @@ def test_components_and_outputs(project: Project) -> None:
     component = project.resource("p")
     assert component["outputs"] == {"sizes": [0, 0]}
     child = project.resource("p-1")
-    assert child["urn"] == (
-        "urn:pulumi:dev::demo::demo:index:Pair$pulumi-python:dynamic:Item::p-1"
-    )
+    assert child["urn"] == ("urn:pulumi:dev::demo::demo:index:Pair$pulumi-python:dynamic:Item::p-1")
     assert child["parent"] == component["urn"]
     project.forget_log()
     project.engine().destroy()

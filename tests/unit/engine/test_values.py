@@ -7,13 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetfoot.engine import EngineError
+from fleetfoot.engine import EngineError, _secrets
 from fleetfoot.engine import _paths as paths
 from fleetfoot.engine import _values as values
 from fleetfoot.engine._secrets import Crypter
 from fleetfoot.engine._values import UNKNOWN_VALUE, Secret, equal
 
-CRYPTER = Crypter("correct horse")
+
+@pytest.fixture(scope="module")
+def crypter() -> Crypter:
+    return Crypter("correct horse")
+
 
 scalars = st.one_of(
     st.none(),
@@ -39,13 +43,13 @@ def test_wire_keeps_values(given_: dict[str, Any]) -> None:
     assert equal(values.from_struct(values.to_struct(given_, secrets=True)), given_)
 
 
-@given(properties)
-def test_state_keeps_values_and_is_stable(given_: dict[str, Any]) -> None:
-    first = json.dumps(values.to_state(given_, CRYPTER.encrypt))
-    back = values.from_state(json.loads(first), CRYPTER.decrypt)
+@given(given_=properties)
+def test_state_keeps_values_and_is_stable(crypter: Crypter, given_: dict[str, Any]) -> None:
+    first = json.dumps(values.to_state(given_, crypter.encrypt))
+    back = values.from_state(json.loads(first), crypter.decrypt)
     assert equal(back, given_)
     # What did not change is byte-identical, although each encryption has a new nonce.
-    assert json.dumps(values.to_state(back, CRYPTER.encrypt)) == first
+    assert json.dumps(values.to_state(back, crypter.encrypt)) == first
 
 
 def test_unknown_is_left_out_for_those_who_do_not_know_it() -> None:
@@ -69,12 +73,13 @@ def test_text_asset_gets_the_hash_of_its_content() -> None:
     assert asset["hash"] == "8f434346648f6b96df89dda901c5176b10a6d83961dd3c1ac88b59b2dc327aa4"
 
 
-def test_wrong_passphrase_is_told() -> None:
+def test_wrong_passphrase_is_told(crypter: Crypter) -> None:
     with pytest.raises(EngineError, match="passphrase"):
-        Crypter("wrong", CRYPTER.state)
+        Crypter("wrong", crypter.state)
 
 
-def test_salt_of_the_cli_opens() -> None:
+def test_salt_of_the_cli_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_secrets, "_ITERATIONS", 1_000_000)
     # Made by the CLI (3.260) with the passphrase "pw".
     state = "v1:68rIiJcTeQM=:v1:AKEk0ZcPjp8vjwux:eZ7DU870cB9uSCchKzIX9cJtu+SvEA=="
     sealed = "v1:G/IUrexsSIoh5y7j:klDIWX09tG0IopXj6QJmOiO4JNoRnMOH"
