@@ -27,10 +27,12 @@ class Registry:
 
     Attributes:
         stack: The stack's name.
-        address: `host:port`.
+        name: `host:port` by which machines of the stack know it.
+        address: `host:port` by which this host reaches it.
     """
 
     stack: str
+    name: str
     address: str
 
     def push(self, layout: Path, repository: str) -> str:
@@ -40,17 +42,17 @@ class Registry:
             FleetfootError: The registry does not answer or refuses.
         """
         digest = self._digest(layout)
-        reference = f"{self.address}/{repository}@{digest}"
-        if not self.has(reference):
+        if not self.has(repository, digest):
             target = f"docker://{self.address}/{repository}:{digest.removeprefix('sha256:')[:12]}"
             argv = ["skopeo", "copy", "--quiet", "--preserve-digests", *self._access("dest-")]
             argv += [f"oci:{layout}:{TAG}", target]
             run(argv, timeout=600, consequence=f"{repository} cannot be deployed")
-        return reference
+        return f"{self.name}/{repository}@{digest}"
 
-    def has(self, reference: str) -> bool:
+    def has(self, repository: str, digest: str) -> bool:
         """Whether the registry holds an image."""
-        return succeeds(["skopeo", "inspect", "--raw", *self._access(), f"docker://{reference}"])
+        reference = f"docker://{self.address}/{repository}@{digest}"
+        return succeeds(["skopeo", "inspect", "--raw", *self._access(), reference])
 
     def _digest(self, layout: Path) -> str:
         index = json.loads((layout / "index.json").read_text())

@@ -229,9 +229,7 @@ class _Run:
             )
 
         def kubernetes() -> Package:
-            # The client takes a second to load, which other programs need not spend.
-            module = importlib.import_module("fleetfoot.engine._kubernetes")
-            package: Package = module.KubernetesPackage(
+            package: Package = _load_kubernetes().KubernetesPackage(
                 self.interrupted,
                 lambda urn, text: sink.diagnostic("warning", urn, text, streaming=False),
             )
@@ -262,6 +260,9 @@ class _Run:
     def program(self, targets: Collection[str]) -> None:
         """Runs the program, then deletes what it no longer declares."""
         base = self.snapshot.resources()
+        if any(item.type == _urn.PROVIDER_PREFIX + "kubernetes" for item in base):
+            # It loads while the program does.
+            threading.Thread(target=_load_kubernetes, daemon=True).start()
         planner = Planner(
             self.stack,
             self.project.name,
@@ -309,6 +310,11 @@ class _Run:
             "everything else is compared and repeated as usual.",
             streaming=False,
         )
+
+
+def _load_kubernetes() -> Any:
+    """The client takes a second to load, which other programs need not spend."""
+    return importlib.import_module("fleetfoot.engine._kubernetes")
 
 
 @contextlib.contextmanager

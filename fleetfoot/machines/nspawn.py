@@ -56,6 +56,8 @@ class Nspawn:
             *(f"--load-credential={name}:{path}" for name, path in place.credentials.items()),
             *(f"--bind={source}:{target}" for source, target in self._volumes(spec, place)),
         )
+        # The kernel takes its time over the links of a container that just ended.
+        succeeds(place.network.inside("ip", "link", "delete", f"vb-{spec.name}"))
         log = place.folder / "console.log"
         started = process.start(
             self._record(spec.name, place),

@@ -153,6 +153,7 @@ class Environment(pulumi.ComponentResource):
             stack=self._stack,
             key=image_key("sample"),
             registry=self._registry,
+            address=self._address("registry", 5000),
             opts=pulumi.ResourceOptions(parent=self, depends_on=ready[:1]),
         )
         provider = kubernetes.Provider(
@@ -167,9 +168,13 @@ class Environment(pulumi.ComponentResource):
             provider=provider,
             opts=pulumi.ResourceOptions(parent=self, depends_on=ready),
         )
-        balancer = self._config.in_group("load_balancer")[0].machine_names[0]
+        return pulumi.Output.concat("http://", self._address("load_balancer", SAMPLE_PORT))
+
+    def _address(self, group: str, port: int) -> pulumi.Output[str]:
+        """Where the host reaches the first machine of a group."""
+        name = self._config.in_group(group)[0].machine_names[0]
         return self.inventory.apply(
-            lambda given: f"http://{given['all']['hosts'][balancer]['ansible_host']}:{SAMPLE_PORT}"
+            lambda given: f"{given['all']['hosts'][name]['ansible_host']}:{port}"
         )
 
     def _pool(

@@ -70,9 +70,19 @@ def render(
                 "fleetfoot_state_dir": str(paths.root),
                 "fleetfoot_artifacts_dir": str(artifacts.directory()),
                 "load_balancer_frontends": _frontends(stack, config),
+                **_operator(config, addresses),
             },
         }
     }
+
+
+def _operator(config: StackConfig, addresses: Mapping[str, str]) -> dict[str, str]:
+    """How the host reaches the apiservers: by address, for it does not ask the stack's DNS."""
+    for pool in config.in_group("load_balancer"):
+        for name in pool.machine_names:
+            if name in addresses:
+                return {"kube_bootstrap_operator_server": f"https://{addresses[name]}:6443"}
+    return {}
 
 
 def _frontends(stack: str, config: StackConfig) -> list[dict[str, Any]]:

@@ -112,18 +112,21 @@ class ImageProvider(_Provider):
 class ContainerImageProvider(_Provider):
     """A container image built from images/ and pushed to the stack's registry."""
 
-    inputs = ("stack", "name", "key", "registry")
+    inputs = ("stack", "name", "key", "registry", "address")
 
     def create(self, props: Props) -> CreateResult:
         """Build the image unless the cache has it, and push it unless the registry has it."""
         layout = Path(boot_image(props["name"])["path"])
-        reference = Registry(props["stack"], props["registry"]).push(layout, props["name"])
+        reference = self._registry(props).push(layout, props["name"])
         return CreateResult(f"container-{props['name']}", {**props, "reference": reference})
 
     def read(self, id_: str, props: Props) -> ReadResult:
         """See whether the registry still has it."""
-        found = Registry(props["stack"], props["registry"]).has(props["reference"])
+        found = self._registry(props).has(props["name"], props["reference"].partition("@")[2])
         return ReadResult(id_ if found else "", props)
+
+    def _registry(self, props: Props) -> Registry:
+        return Registry(props["stack"], props["registry"], props["address"])
 
     def update(self, _id: str, _olds: Props, news: Props) -> UpdateResult:
         """Push the new one; the old one stays for pods that still name it."""

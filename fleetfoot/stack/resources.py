@@ -76,12 +76,18 @@ class ContainerImage(Resource, module="fleetfoot", name="ContainerImage"):
         stack: str,
         key: str,
         registry: str,
+        address: pulumi.Input[str],
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        props = {"name": resource_name, "stack": stack, "key": key, "registry": registry}
-        super().__init__(
-            ContainerImageProvider(), resource_name, {**props, "reference": None}, opts
-        )
+        props = {
+            "name": resource_name,
+            "stack": stack,
+            "key": key,
+            "registry": registry,
+            "address": address,
+            "reference": None,
+        }
+        super().__init__(ContainerImageProvider(), resource_name, props, opts)
 
 
 class Machine(Resource, module="fleetfoot", name="Machine"):
