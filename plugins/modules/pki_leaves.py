@@ -170,7 +170,7 @@ def why_due(leaf: dict[str, Any], authority: Any, renew: datetime.timedelta) -> 
         certificate.verify_directly_issued_by(authority)
     except (InvalidSignature, ValueError, TypeError):
         return "signed by another authority"
-    if end_of(certificate) - datetime.datetime.now(datetime.timezone.utc) < renew:
+    if end_of(certificate) - datetime.datetime.now(datetime.UTC) < renew:
         return "about to expire"
     return difference(leaf, certificate)
 
@@ -180,7 +180,7 @@ def end_of(certificate: Any) -> datetime.datetime:
     if hasattr(certificate, "not_valid_after_utc"):
         end: datetime.datetime = certificate.not_valid_after_utc
         return end
-    return certificate.not_valid_after.replace(tzinfo=datetime.timezone.utc)  # type: ignore[no-any-return]
+    return certificate.not_valid_after.replace(tzinfo=datetime.UTC)  # type: ignore[no-any-return]
 
 
 def difference(leaf: dict[str, Any], certificate: Any) -> str:
@@ -313,7 +313,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             if not module.check_mode:
                 module.fail_json(
                     msg=f"the authority {leaf['authority']} of {leaf['certificate']} does not "
-                    "exist, so nothing can be signed; role pki makes authorities (playbooks/site.yml)"
+                    "exist, so nothing can be signed; role pki makes authorities (see site.yml)"
                 )
             changed = True
         elif why := why_due(leaf, x509.load_pem_x509_certificate(authority.encode()), renew):

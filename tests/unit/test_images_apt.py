@@ -42,7 +42,7 @@ Components: main
 
 ONE_LINE = """\
 # deb http://comment.example bookworm main
-deb [arch=amd64 signed-by=/etc/apt/keyrings/m.gpg] http://mirror.example/debian bookworm main non-free
+deb [arch=amd64 signed-by=/usr/keyrings/m.gpg] http://mirror.example/debian bookworm main non-free
 deb-src http://mirror.example/debian bookworm main
 deb http://short.example bookworm
 deb http://mirror.example/debian bookworm-security main # trailing
@@ -68,7 +68,7 @@ def test_key_inside_the_file_is_replaced_by_the_keyring() -> None:
 
 def test_one_line_format() -> None:
     first, second = apt.parse_one_line(ONE_LINE)
-    assert first.signed_by == "/etc/apt/keyrings/m.gpg"
+    assert first.signed_by == "/usr/keyrings/m.gpg"
     assert first.components == ("main", "non-free")
     assert second.suites == ("bookworm-security",)
     assert second.components == ("main",)

@@ -52,13 +52,13 @@ class ControlPlane:
     def call(self, method: str, path: str, body: Any = None, kind: str = "json") -> Any:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        request = urllib.request.Request(  # noqa: S310
+        request = urllib.request.Request(
             f"https://127.0.0.1:{self.port}{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {TOKEN}", "Content-Type": f"application/{kind}"},
         )
-        with urllib.request.urlopen(request, context=context, timeout=30) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, context=context, timeout=30) as answer:
             text = answer.read()
             return json.loads(text) if text.startswith(b"{") else text.decode()
 

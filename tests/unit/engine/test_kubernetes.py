@@ -64,7 +64,8 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plane: cluster.Contro
 
 def test_names_hidden_fields_and_nothing_to_do(stack: Stack) -> None:
     body = """
-        auto = k8s.core.v1.ConfigMap("auto", metadata={"namespace": space}, data={"a": "1"}, opts=on)
+        auto = k8s.core.v1.ConfigMap("auto", metadata={"namespace": space}, data={"a": "1"},
+                                     opts=on)
         k8s.core.v1.Secret("named", metadata={"name": "named", "namespace": space},
                            string_data={"password": "geheim"}, opts=on)
         export("name", auto.metadata.name)
@@ -100,7 +101,8 @@ def test_names_hidden_fields_and_nothing_to_do(stack: Stack) -> None:
 
 def test_update_in_place_keeps_what_others_own(stack: Stack) -> None:
     body = """
-        k8s.core.v1.Service("svc", metadata={{"name": "svc", "namespace": space, "labels": {labels}}},
+        k8s.core.v1.Service("svc",
+                            metadata={{"name": "svc", "namespace": space, "labels": {labels}}},
                             spec={{"ports": [{{"port": 80}}]}}, opts=on)
         """
     assert stack.up(body.format(labels={"a": "1", "b": "1"})).ok
@@ -363,9 +365,11 @@ def test_preview_asks_the_server_and_changes_nothing(stack: Stack) -> None:
 def test_cluster_that_comes_with_the_same_run(stack: Stack) -> None:
     """The kubeconfig is an output of a resource that does not exist yet."""
     stack.program("""
-        maker = Item("maker", Output.secret(pathlib.Path(os.environ["KUBECONFIG_OF_TEST"]).read_text()))
+        config = pathlib.Path(os.environ["KUBECONFIG_OF_TEST"]).read_text()
+        maker = Item("maker", Output.secret(config))
         later = k8s.Provider("later", kubeconfig=maker.size.apply(lambda _: maker.content))
-        k8s.core.v1.ConfigMap("c", metadata={"name": "c", "namespace": space}, opts=Opts(provider=later))
+        k8s.core.v1.ConfigMap("c", metadata={"name": "c", "namespace": space},
+                              opts=Opts(provider=later))
         """)
     assert stack.engine().preview().counts == {"create": 5}
     summary = stack.engine().up()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from typing import Any
@@ -271,10 +272,8 @@ def test_killed_at_any_save_the_next_run_converges(
     for wanted, saves in ((before, once), (after, twice), (after, 0)):
         world.dead = False
         run = Run(state, world, saves)
-        try:
+        with contextlib.suppress(Killed):
             run.up(goals(spec, wanted))
-        except Killed:
-            pass
         state = run.saved
         assert graph.in_order([item for item in state.resources if not item.delete])
         known = {item.id for item in state.resources}
