@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Qemu"]
 
+# Nothing that neither image needs: each device left out is one less to probe.
+_MACHINE = "q35,usb=off,smbus=off,sata=off,vmport=off,hpet=off,i8042=off"
 _SHUTDOWN_SECONDS = 30
 _SSH_SECONDS = 300
 
@@ -79,7 +81,7 @@ class Qemu:
         accel = accelerator(kernel) if kernel else accelerator_of_disk()
         tcg = accel == "tcg"
         argv = ["qemu-system-x86_64", "-name", spec.name, "-nodefaults", "-no-user-config"]
-        argv += ["-machine", "q35,usb=off,smbus=off,sata=off,vmport=off,hpet=off"]
+        argv += ["-machine", _MACHINE]
         argv += ["-accel", "tcg,thread=multi" if tcg else "kvm", "-cpu", "max" if tcg else "host"]
         argv += ["-smp", str(math.ceil(spec.cpus)), "-m", str(spec.memory)]
         argv += ["-display", "none", "-device", "virtio-rng-pci"]
@@ -88,7 +90,7 @@ class Qemu:
         argv += ["-qmp", f"unix:{self._socket(spec.name, place)},server=on,wait=off"]
         argv += ["-netdev", f"tap,id=net,ifname={place.network.tap(spec.name)},script=no"]
         argv[-1] += ",downscript=no"
-        argv += ["-device", f"virtio-net-pci,netdev=net,mac={mac(place.address)}"]
+        argv += ["-device", f"virtio-net-pci,netdev=net,mac={mac(place.address)},romfile="]
         argv += ["-drive", f"if=none,id=root,file={place.folder / 'disk.qcow2'},discard=unmap"]
         argv += ["-device", "virtio-blk-pci,drive=root,bootindex=1"]
         if kernel:

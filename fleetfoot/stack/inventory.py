@@ -52,7 +52,12 @@ def render(
         }
         for group in GROUPS
     }
-    hosts = {name: {"ansible_host": address} for name, address in sorted(addresses.items())}
+    hosts = {
+        name: {"ansible_host": addresses[name], "fleetfoot_pool": pool.name}
+        for pool in config.pools
+        for name in pool.machine_names
+        if name in addresses
+    }
     return {
         "all": {
             "hosts": hosts,

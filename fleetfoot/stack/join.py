@@ -15,6 +15,7 @@ from fleetfoot.pki import authority_certificate, kubelet_client
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = ["node_credentials"]
 
@@ -38,6 +39,8 @@ def node_credentials(stack: str, name: str, node: Mapping[str, Any]) -> dict[str
         "fleetfoot.kubelet-client": kubelet_client(paths.pki, name),
         "fleetfoot.kubelet-kubeconfig": _kubeconfig(str(node["api"])),
         "fleetfoot.kubelet-config": _kubelet_config(node),
+        "fleetfoot.kubelet-env": _kubelet_environment(node),
+        "fleetfoot.routing-key": _routing_key(paths.root / "secrets" / "routing.key"),
         "fleetfoot.registry-hosts": _registry_hosts(stack, registry),
         "fleetfoot.registry-ca": authority,
         "tmpfiles.extra": _registry_files(registry),
@@ -81,6 +84,17 @@ def _kubelet_config(node: Mapping[str, Any]) -> str:
             "registerWithTaints": taints,
         }
     )
+
+
+def _kubelet_environment(node: Mapping[str, Any]) -> str:
+    """Labels go by flag: KubeletConfiguration has no field for them."""
+    labels = ",".join(f"{key}={value}" for key, value in sorted(node.get("labels", {}).items()))
+    return f'KUBELET_MACHINE_FLAGS="{f"--node-labels={labels}" if labels else ""}"\n'
+
+
+def _routing_key(path: Path) -> str:
+    """Return the file that role routing writes on machines without such a credential."""
+    return f'password "{path.read_text().strip()}" {{ algorithm hmac sha256; }};\n'
 
 
 def _registry_hosts(stack: str, registry: str) -> str:
