@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from fleetfoot import artifacts
 from fleetfoot.engine import Engine, Step, Summary, _secrets
+from fleetfoot.errors import FleetfootError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -245,8 +248,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 def find_program(name: str) -> str | None:
-    """A program from FLEETFOOT_BIN, else from PATH."""
-    folder = os.environ.get("FLEETFOOT_BIN")
-    if folder and (Path(folder) / name).is_file():
-        return str(Path(folder) / name)
-    return shutil.which(name)
+    """A program from FLEETFOOT_BIN, else from PATH, else as `make up` built it."""
+    folders = [os.environ.get("FLEETFOOT_BIN", ""), os.environ["PATH"]]
+    with contextlib.suppress(FleetfootError):
+        folders.append(str(artifacts.directory()))
+    return shutil.which(name, path=os.pathsep.join(folders))

@@ -29,7 +29,7 @@ space = os.environ["SPACE"]
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cluster.ControlPlane]:
     found = {name: find_program(name) for name in PROGRAMS}
     if missing := [name for name, path in found.items() if path is None]:
-        pytest.skip(f"{', '.join(missing)} neither in $FLEETFOOT_BIN nor on PATH")
+        pytest.skip(f"{', '.join(missing)} neither built nor on PATH")
     programs = {name: str(path) for name, path in found.items()}
     with cluster.run(tmp_path_factory.mktemp("plane"), programs) as plane:
         yield plane
@@ -178,7 +178,7 @@ def test_deployment_and_service_are_waited_for(stack: Stack) -> None:
             "web", metadata={"name": "web", "namespace": space},
             spec={"replicas": 1, "selector": {"match_labels": {"app": "web"}}, "template": {
                 "metadata": {"labels": {"app": "web"}},
-                "spec": {"host_network": False, "containers": [{
+                "spec": {"host_network": False, "termination_grace_period_seconds": 0, "containers": [{
                     "name": "c", "image": "i", "resources": {"requests": {"cpu": "1000m"}}}]}}},
             opts=on)
         k8s.core.v1.Service(
@@ -195,8 +195,14 @@ def test_deployment_and_service_are_waited_for(stack: Stack) -> None:
     )
     # The Pod exists, so the Deployment is applied; the engine still waits.
     assert thread.is_alive()
+    name = found[0]["metadata"]["name"]
+    pod = f"{pods}/{name}"
+    # Only Pods of a node that exists become endpoints.
+    stack.plane.call("POST", "/api/v1/nodes", {"metadata": {"name": stack.space}})
+    bound = {"metadata": {"name": name}, "target": {"kind": "Node", "name": stack.space}}
+    stack.plane.call("POST", f"{pod}/binding", bound)
     stack.plane.set_status(
-        f"{pods}/{found[0]['metadata']['name']}",
+        pod,
         {
             "phase": "Running",
             "podIP": "10.1.0.1",
