@@ -306,10 +306,17 @@ class Deployment:
 
     # --- interrupted creations ---
 
-    def clear_interrupted(self) -> None:
-        """Removes what earlier, killed runs began to create and the program no longer declares."""
+    def clear_interrupted(self, condemned: frozenset[str] = frozenset()) -> None:
+        """Removes what earlier, killed runs began to create and the program no longer declares.
+
+        Args:
+            condemned: URNs that are about to be deleted; what goes with them needs no step.
+        """
         for operation in self.snapshot.interrupted:
             resource = operation.resource
+            if resource.deleted_with in condemned:
+                self.snapshot.end(cleared=operation)
+                continue
             alive = [item for item in self.snapshot.resources() if item.urn == resource.urn]
             if self.preview or self.stopped.is_set():
                 return

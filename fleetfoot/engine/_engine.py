@@ -291,8 +291,8 @@ class _Run:
 
     def destroy(self) -> None:
         """Deletes every resource."""
-        self.deployment.clear_interrupted()
         resources = self.snapshot.resources()
+        self.deployment.clear_interrupted(frozenset(item.urn for item in resources))
         self.deployment.delete_all(resources, resources)
 
     def _warn_of_pending(self, base: Checkpoint) -> None:

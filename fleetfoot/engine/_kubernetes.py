@@ -343,7 +343,18 @@ class KubernetesProvider:
         self._cluster.apply(bare, manager, force=False)
 
     def read(self, call: Call) -> ReadResult:
-        """Looks at the object and at what it lacks."""
+        """Looks at the object and at what it lacks.
+
+        While the cluster does not answer (its machines may be what this run is to mend), nothing is
+        known: state stays as it is.
+        """
+        try:
+            return self._read(call)
+        except Unreachable as error:
+            self._warn(call.urn, f"{error}; it is taken to be as it was")
+            return ReadResult(call.id, call.old_outputs, call.inputs)
+
+    def _read(self, call: Call) -> ReadResult:
         known, last = objects.from_outputs(call.old_outputs)
         inputs = objects.normalise(objects.to_object(call.inputs) or known)
         live = self._cluster.read(_addressed(last or inputs, call.id))

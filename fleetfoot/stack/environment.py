@@ -166,6 +166,8 @@ class Environment(pulumi.ComponentResource):
             image=image.reference,
             replicas=self._config.sample.replicas,
             provider=provider,
+            # The cluster's memory ends with its machines: no need to ask it to forget each object.
+            environment=self,
             opts=pulumi.ResourceOptions(parent=self, depends_on=ready),
         )
         return pulumi.Output.concat("http://", self._address("load_balancer", SAMPLE_PORT))
@@ -216,6 +218,7 @@ class Environment(pulumi.ComponentResource):
         return {
             "api": f"https://api-online.{self._zone}:6443",
             "dns": resolvers[:_MAX_RESOLVERS],
+            "pods": self._config.network.pods,
             "registry": self._registry,
         }
 

@@ -28,8 +28,8 @@ def node_credentials(stack: str, name: str, node: Mapping[str, Any]) -> dict[str
     Args:
         stack: Stack name.
         name: Node name.
-        node: `api` (URL of the apiservers), `dns` (cluster DNS addresses), `labels`, `taints`
-            (`key=value:Effect`), `registry` (host:port).
+        node: `api` (URL of the apiservers), `dns` (cluster DNS addresses), `pods` (their
+            address range), `labels`, `taints` (`key=value:Effect`), `registry` (host:port).
     """
     paths = StackPaths(stack)
     authority = authority_certificate(paths.pki, "kubernetes")
@@ -40,6 +40,9 @@ def node_credentials(stack: str, name: str, node: Mapping[str, Any]) -> dict[str
         "fleetfoot.kubelet-kubeconfig": _kubeconfig(str(node["api"])),
         "fleetfoot.kubelet-config": _kubelet_config(node),
         "fleetfoot.kubelet-env": _kubelet_environment(node),
+        "fleetfoot.pod-network": (
+            f"define pods = {node['pods']}\ndefine direct = {{ 224.0.0.0/4 }}\n"
+        ),
         "fleetfoot.routing-key": _routing_key(paths.root / "secrets" / "routing.key"),
         "fleetfoot.registry-hosts": _registry_hosts(stack, registry),
         "fleetfoot.registry-ca": authority,

@@ -43,7 +43,8 @@ def run(props: Mapping[str, Any]) -> dict[str, Any]:
     """
     paths = StackPaths(props["stack"])
     inventory = write_private(
-        paths.root / "inventory" / f"{props['name']}.json", json.dumps(props["inventory"], indent=1)
+        paths.root / "inventory" / f"{props['name']}.json",
+        json.dumps(_whole(props["inventory"]), indent=1),
     )
     log = private_dir(paths.root / "logs") / f"{props['name']}.log"
     argv = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory)]
@@ -77,3 +78,12 @@ def run(props: Mapping[str, Any]) -> dict[str, Any]:
     for node in props.get("nodes") or []:
         Cluster(props["stack"]).wait_ready(node)
     return {}
+
+
+def _whole(value: Any) -> Any:
+    """Undo what Pulumi's wire format does to whole numbers: it knows floating point only."""
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -31,10 +31,11 @@ class Sample(pulumi.ComponentResource):
         image: pulumi.Input[str],
         replicas: int,
         provider: kubernetes.Provider,
+        environment: pulumi.Resource,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("fleetfoot:index:Sample", name, None, opts)
-        child = pulumi.ResourceOptions(parent=self, provider=provider)
+        child = pulumi.ResourceOptions(parent=self, provider=provider, deleted_with=environment)
         namespace = kubernetes.core.v1.Namespace(
             "sample",
             metadata={
@@ -64,7 +65,9 @@ class Sample(pulumi.ComponentResource):
             _NAME,
             metadata=metadata,
             spec=exposed,
-            opts=pulumi.ResourceOptions(parent=self, provider=provider, depends_on=[deployment]),
+            opts=pulumi.ResourceOptions.merge(
+                child, pulumi.ResourceOptions(depends_on=[deployment])
+            ),
         )
         kubernetes.policy.v1.PodDisruptionBudget(_NAME, metadata=metadata, spec=budget, opts=child)
         self.register_outputs({})
