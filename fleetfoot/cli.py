@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,8 +15,8 @@ from rich.table import Table
 from fleetfoot.cluster import Cluster
 from fleetfoot.engine import EngineError, PlainDisplay
 from fleetfoot.errors import FleetfootError
+from fleetfoot.machines import ssh
 from fleetfoot.machines.fleet import Fleet
-from fleetfoot.paths import StackPaths
 from fleetfoot.stack.driver import Result, driver
 from fleetfoot.stack.teardown import teardown
 from fleetfoot.status import Status, gather
@@ -28,6 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+bench = typer.Typer(help="Measure a figure afresh: all arms in one run.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 _out = Console()
 _err = Console(stderr=True)
 
@@ -137,8 +140,8 @@ def kubectl(context: typer.Context, stack: StackName = "local") -> None:
     os.execv(argv[0], argv)
 
 
-@app.command(context_settings=_PASS_THROUGH)
-def ssh(
+@app.command("ssh", context_settings=_PASS_THROUGH)
+def enter(
     context: typer.Context,
     machine: Annotated[str, typer.Argument(help="Machine name, as in `fleetfoot status`.")],
     stack: StackName = "local",
@@ -148,12 +151,26 @@ def ssh(
     if found is None:
         names = ", ".join(m.spec.name for m in Fleet.of_stack(stack).all())
         raise FleetfootError(f"there is no machine {machine!r} in {stack}", fix=f"known: {names}")
-    os.execvp("ssh", [*ssh_command(stack), f"root@{found.address}", *context.args])
+    os.execvp("ssh", [*ssh.command(stack), f"root@{found.address}", *context.args])
 
 
-def ssh_command(stack: str) -> list[str]:
-    """Return ssh with the stack's key and its pinned host keys."""
-    paths = StackPaths(stack)
-    options = [f"UserKnownHostsFile={paths.known_hosts}", "StrictHostKeyChecking=yes"]
-    options += ["IdentitiesOnly=yes", "LogLevel=ERROR"]
-    return ["ssh", "-i", str(paths.ssh_key), *(f"-o{option}" for option in options)]
+JsonFile = Annotated[
+    Path, typer.Option("--json", help="Where the result goes; the picture stands beside it.")
+]
+
+
+@bench.command("boot")
+def bench_boot(
+    target: JsonFile,
+    rounds: Annotated[int, typer.Option(min=1, help="Machines of each image.")] = 3,
+) -> None:
+    """Compare from start to Ready: the serverless image against the generic one."""
+    # Here, for drawing takes a second to import and most commands draw nothing.
+    from fleetfoot.bench import boot  # noqa: PLC0415
+
+    report = boot.run(target, rounds, progress=lambda line: _err.print(line, highlight=False))
+    table = Table("metric", *report.arms, "ratio")
+    for key, ratio in report.ratios.items():
+        cells = [f"{metrics[key]:,.1f}" for metrics in report.arms.values()]
+        table.add_row(key, *cells, f"{ratio:.2f}")
+    _out.print(table)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from qemu.qmp import QMPError
 
 from fleetfoot.errors import FleetfootError
-from fleetfoot.machines import process, qmp
+from fleetfoot.machines import process, qmp, seed
 from fleetfoot.machines.accel import accelerator
 from fleetfoot.shell import run
 
@@ -27,6 +27,7 @@ __all__ = ["Qemu"]
 
 # Nothing that neither image needs: each device left out is one less to probe.
 _MACHINE = "q35,usb=off,smbus=off,sata=off,vmport=off,hpet=off,i8042=off"
+_SEED = "seed.iso"
 _SHUTDOWN_SECONDS = 30
 _SSH_SECONDS = 300
 
@@ -40,6 +41,7 @@ class Qemu:
         log = place.folder / "qemu.log"
         if daemon is None:
             self._disk(spec, place)
+            self._seed(spec, place)
             argv = place.network.inside(*self.command(spec, place))
             daemon = process.start(self._record(spec.name, place), argv, log=log)
         if place.network.wait_for(place.address, 22, timeout=_SSH_SECONDS, alive=daemon):
@@ -100,8 +102,8 @@ class Qemu:
             for name, path in place.credentials.items():
                 argv += ["-fw_cfg", f"name=opt/io.systemd.credentials/{name},file={path}"]
         else:
-            seed = place.folder / "seed.iso"
-            argv += ["-drive", f"if=none,id=seed,file={seed},format=raw,readonly=on"]
+            source = place.folder / _SEED
+            argv += ["-drive", f"if=none,id=seed,file={source},format=raw,readonly=on"]
             argv += ["-device", "virtio-blk-pci,drive=seed"]
         return argv
 
@@ -113,6 +115,18 @@ class Qemu:
         backing = ["-b", spec.image.path, "-F", "raw"]
         run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, str(new), f"{spec.disk}M"])
         new.replace(overlay)
+
+    def _seed(self, spec: MachineSpec, place: Placement) -> None:
+        if spec.image.seed == "credentials":
+            return
+        seed.write_seed(
+            place.folder / _SEED,
+            name=spec.name,
+            host_key=(place.folder / "ssh_host_ed25519_key.pub").read_text().strip(),
+            network=place.network.spec,
+            address=place.address,
+            credentials={name: path.read_text() for name, path in place.credentials.items()},
+        )
 
     def _record(self, name: str, place: Placement) -> Path:
         return place.run / f"{name}.process"
