@@ -178,7 +178,8 @@ def test_deployment_and_service_are_waited_for(stack: Stack) -> None:
             "web", metadata={"name": "web", "namespace": space},
             spec={"replicas": 1, "selector": {"match_labels": {"app": "web"}}, "template": {
                 "metadata": {"labels": {"app": "web"}},
-                "spec": {"host_network": False, "termination_grace_period_seconds": 0, "containers": [{
+                "spec": {"host_network": False, "termination_grace_period_seconds": 0,
+                         "containers": [{
                     "name": "c", "image": "i", "resources": {"requests": {"cpu": "1000m"}}}]}}},
             opts=on)
         k8s.core.v1.Service(

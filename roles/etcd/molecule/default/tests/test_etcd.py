@@ -1,12 +1,34 @@
-"""A member that runs, speaks TLS only, and keeps what it is told."""
+"""A member that runs, speaks to holders of certificates only, and keeps what it is told."""
 
-ETCDCTL = (
-    "etcdctl --cacert=/etc/etcd/pki/ca.crt --cert=/etc/etcd/pki/server.crt"
-    " --key=/etc/etcd/pki/server.key --endpoints=https://127.0.0.1:2379"
-)
+TLS = "--cacert=/etc/etcd/pki/ca.crt --cert=/etc/etcd/pki/server.crt --key=/etc/etcd/pki/server.key"
+ETCDCTL = f"etcdctl --endpoints=https://127.0.0.1:2379 {TLS}"
 
 
 def test_runs(host):
     etcd = host.service("etcd")
     assert etcd.is_enabled
     assert etcd.is_running, host.check_output("journalctl -u etcd --no-pager -n 50")
+
+
+def test_keeps_what_it_is_told(host):
+    host.check_output(f"{ETCDCTL} put role-test kept")
+    host.check_output("systemctl restart etcd")
+    assert host.check_output(f"{ETCDCTL} get --print-value-only role-test") == "kept"
+    host.check_output(f"{ETCDCTL} del role-test")
+
+
+def test_refuses_strangers(host):
+    stranger = "etcdctl --endpoints=https://127.0.0.1:2379 --cacert=/etc/etcd/pki/ca.crt"
+    assert host.run(f"{stranger} --dial-timeout=2s --command-timeout=2s get x").failed
+
+
+def test_is_not_root_and_data_is_private(host):
+    assert host.process.get(comm="etcd").user == "etcd"
+    data = host.file("/var/lib/etcd")
+    assert (data.user, data.mode) == ("etcd", 0o700)
+    assert host.file("/etc/etcd/pki/server.key").mode == 0o600
+
+
+def test_gives_free_space_back(host):
+    host.check_output("systemctl start etcd-defrag.service")
+    assert host.service("etcd-defrag.timer").is_running

@@ -1,0 +1,10 @@
+"""The packages are there."""
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["mtools", "patch"])
+def test_installed(host, name):
+    assert host.package(name).is_installed
+
+
