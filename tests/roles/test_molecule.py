@@ -130,7 +130,7 @@ def _work(shared: Shared, queue: dict[str, Future[tuple[int, str]]]) -> None:
             continue
         try:
             future.set_result(shared.test(role))
-        except BaseException as error:  # noqa: BLE001 - the test that waits raises it again
+        except BaseException as error:  # the test that waits raises it again
             future.set_exception(error)
 
 
