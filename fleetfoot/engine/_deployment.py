@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fleetfoot.engine._registry import Registry
     from fleetfoot.engine._snapshot import Snapshot
 
+_DELETIONS = (Op.DELETE, Op.DELETE_REPLACED)
 # What a replacement's parts count as: the creation stands for the whole.
 _COUNTED = {Op.CREATE_REPLACEMENT: "replace", Op.DELETE_REPLACED: ""}
 
@@ -52,6 +53,8 @@ class Deployment:
         # Set after the first failure or an interrupt: what runs may finish, nothing new begins.
         self.stopped = threading.Event()
         self._counting = threading.Lock()
+        # What has gone or is to go in this run; what is deleted with it needs no deletion.
+        self._deleting: set[str] = set()
 
     def run(self, actions: list[Action]) -> ResourceState:
         """Carries out the steps of one registration, one after the other.
@@ -64,6 +67,7 @@ class Deployment:
             Exception: What a provider raised.
         """
         with self._slots:
+            self._deleting |= {item.state.urn for item in actions if item.op in _DELETIONS}
             for action in actions:
                 if self.stopped.is_set():
                     raise EngineError("The run is being stopped", f"{action.op} did not begin")
@@ -112,7 +116,7 @@ class Deployment:
             self._create(old, new, condemns=action.condemns)
         elif action.op is Op.UPDATE and old is not None and new is not None:
             self._update(old, new)
-        elif action.op in (Op.DELETE, Op.DELETE_REPLACED) and old is not None:
+        elif action.op in _DELETIONS and old is not None:
             self._delete(old, keep=action.op is Op.DELETE_REPLACED and not old.delete)
 
     def _same(self, old: ResourceState, new: ResourceState) -> None:
@@ -191,6 +195,7 @@ class Deployment:
     def _delete(self, old: ResourceState, *, keep: bool) -> None:
         """Deletes a resource; `keep` leaves it in state as one whose replacement is to come."""
         if self.preview:
+            old.pending_replacement = keep
             self.snapshot.end(gone=None if keep else old, write=False)
             return
         begun = self.snapshot.begin(old, "deleting")
@@ -205,8 +210,6 @@ class Deployment:
         self.snapshot.end(begun, gone=None if keep else old)
 
     # --- the end of an update, and destroy ---
-
-    _deleting: frozenset[str] = frozenset()
 
     def delete_all(self, condemned: list[ResourceState], resources: list[ResourceState]) -> None:
         """Deletes resources, dependents first and independent ones side by side.
@@ -223,7 +226,7 @@ class Deployment:
             )
         if protected:
             return
-        self._deleting = frozenset(item.urn for item in condemned)
+        self._deleting |= {item.urn for item in condemned}
 
         def act(resource: ResourceState) -> bool:
             if resource.pending_replacement:
@@ -324,7 +327,9 @@ class Deployment:
                 provider = self._provider(resource) if resource.custom else None
                 call = self._call(resource, "delete", old_outputs=resource.inputs)
                 object_id = provider.pending_id(call) if provider is not None else "none"
-                if not object_id and alive:
+                # Made from the same inputs, the living one is the object itself.
+                made = any(equal(item.inputs, resource.inputs) for item in alive)
+                if not object_id and alive and not made:
                     self._sink.diagnostic(
                         "warning",
                         resource.urn,
@@ -333,7 +338,7 @@ class Deployment:
                         streaming=False,
                     )
                     continue
-                if provider is not None and all(item.id != object_id for item in alive):
+                if not made and provider and all(item.id != object_id for item in alive):
                     self._undo(provider, resource, object_id)
             except Exception as error:
                 self.fail(f"{resource.urn}, interrupted while creating, is still there: {error}")
@@ -431,8 +436,9 @@ def _forget(gone: set[ResourceState], resources: list[ResourceState]) -> None:
             resource.parent = urns[resource.parent]
         resource.dependencies = [urn for urn in resource.dependencies if urn not in urns]
         resource.property_dependencies = {
-            key: [urn for urn in found if urn not in urns]
+            key: left
             for key, found in resource.property_dependencies.items()
+            if (left := [urn for urn in found if urn not in urns])
         }
         if resource.deleted_with in urns:
             resource.deleted_with = ""

@@ -294,6 +294,7 @@ class _Run:
         resources = self.snapshot.resources()
         self.deployment.clear_interrupted(frozenset(item.urn for item in resources))
         self.deployment.delete_all(resources, resources)
+        self.deployment.clear_interrupted()
 
     def _warn_of_pending(self, base: Checkpoint) -> None:
         if not base.pending:

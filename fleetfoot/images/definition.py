@@ -7,10 +7,9 @@ import tomllib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from fleetfoot.errors import FleetfootError
 from fleetfoot.paths import PROJECT
+from fleetfoot.roles import roles_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,7 +78,7 @@ class Definition:
             cmdline=" ".join(data.get("cmdline", ())),
             modules=tuple(data.get("modules", ())),
             initrd_modules=tuple(data.get("initrd_modules", ())),
-            roles=tuple(_roles(playbook, name)),
+            roles=tuple(roles_of(playbook, f"image_{name}")),
             command=tuple(data.get("command", ())),
             user=data.get("user", ""),
         )
@@ -98,30 +97,6 @@ def _check(path: Path, data: dict[str, Any]) -> None:
         wrong.append(f"seed must be one of {', '.join(_SEEDS)}")
     if wrong:
         raise FleetfootError(f"{path}: {'; '.join(wrong)}", "the image cannot be built", "mend it")
-
-
-def _roles(playbook: Path, image: str) -> Iterator[str]:
-    """Roles that bake.yml applies to an image, with the roles those depend on, once each."""
-    group = f"image_{image}"
-    seen: set[str] = set()
-    plays = yaml.safe_load(playbook.read_text()) if playbook.exists() else []
-    for play in plays:
-        if group in play["hosts"].split(":"):
-            for entry in play.get("roles", ()):
-                role = entry if isinstance(entry, str) else entry["role"]
-                yield from _with_dependencies(playbook.parent.parent, role, seen)
-
-
-def _with_dependencies(project: Path, role: str, seen: set[str]) -> Iterator[str]:
-    if role in seen:
-        return
-    seen.add(role)
-    meta = project / "roles" / role / "meta/main.yml"
-    content = yaml.safe_load(meta.read_text()) if meta.exists() else {}
-    for entry in (content or {}).get("dependencies") or ():
-        name = entry if isinstance(entry, str) else entry["role"]
-        yield from _with_dependencies(project, name, seen)
-    yield role
 
 
 def content_key(parts: Iterable[Path], base: Path) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Environment", "configuration"]
 
+#: The image that playbooks/bake.yml applies all node roles to.
+BAKED_IMAGE = "serverless"
 # A resolver list may have three entries (resolv.conf(5)).
 _MAX_RESOLVERS = 3
 
@@ -80,18 +82,25 @@ class Environment(pulumi.ComponentResource):
             name: Image(name, key=image_key(name), opts=pulumi.ResourceOptions(parent=self))
             for name in sorted({pool.image for pool in config.pools})
         }
-        # Machines of the control plane first: nodes are made with certificates that it signs.
+        authorities = self._authorities()
         control = {
             pool.name: self._pool(pool) for pool in config.pools if "workers" not in pool.groups
         }
-        site = self._site(control)
+        site = self._site(control, authorities)
+        # Nodes carry certificates. The first ones boot while the control plane comes up; later,
+        # when they are replaced, it must be there to drain them.
+        before = site if self._paths.kubeconfig.exists() else authorities
         workers = {
-            pool.name: self._pool(pool, site, self._node(control))
+            pool.name: self._pool(pool, before, self._node(control))
             for pool in config.pools
             if "workers" in pool.groups
         }
         self.inventory = self._inventory({**control, **workers})
-        onboarded = [self._onboard(machine, site) for machine in _machines(workers)]
+        onboarded = [
+            self._onboard(machine, pool, site)
+            for pool in config.pools
+            for machine in (workers[pool.name].machines if pool.name in workers else ())
+        ]
         self.kubeconfig = pulumi.Output.from_input(str(self._paths.kubeconfig))
         self.registry = pulumi.Output.from_input(self._registry)
         self.sample_url = self._sample([site, *onboarded])
@@ -113,7 +122,24 @@ class Environment(pulumi.ComponentResource):
 
         return parts.apply(rendered)
 
-    def _site(self, control: dict[str, VmPool]) -> Playbook:
+    def _authorities(self) -> Playbook:
+        """What signs and unlocks: made on this host, before any machine."""
+        names = [
+            name
+            for pool in self._config.pools
+            if "workers" not in pool.groups
+            for name in pool.machine_names
+        ]
+        return Playbook(
+            "authorities",
+            stack=self._stack,
+            playbook="authorities.yml",
+            inventory=render(self._stack, self._config, dict.fromkeys(names, ""), ""),
+            digest=playbook_digest("authorities.yml"),
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+
+    def _site(self, control: dict[str, VmPool], authorities: Playbook) -> Playbook:
         """The control plane: what site.yml makes of the control machines."""
         return Playbook(
             "site",
@@ -126,11 +152,15 @@ class Environment(pulumi.ComponentResource):
                 for pool in control.values()
                 for machine, m in zip(pool.names, pool.machines, strict=True)
             },
-            opts=pulumi.ResourceOptions(parent=self),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[authorities]),
         )
 
-    def _onboard(self, machine: Machine, site: Playbook) -> Playbook:
-        """One node: what onboard.yml makes of a worker, then Ready."""
+    def _onboard(self, machine: Machine, pool: PoolConfig, site: Playbook) -> Playbook:
+        """One node: what onboard.yml makes of a worker, then Ready.
+
+        A machine that has just booted from an image with the roles baked in needs no more than a
+        look at what only the running kernel can show.
+        """
         name = machine.machine_name
         return Playbook(
             f"onboard-{name}",
@@ -138,6 +168,7 @@ class Environment(pulumi.ComponentResource):
             playbook="onboard.yml",
             inventory=self.inventory,
             limit=[name],
+            tags=["verify"] if pool.image == BAKED_IMAGE else [],
             nodes=[name],
             digest=playbook_digest("onboard.yml"),
             triggers={name: pulumi.Output.all(machine.address, machine.host_key, machine.started)},
@@ -221,7 +252,3 @@ class Environment(pulumi.ComponentResource):
             "pods": self._config.network.pods,
             "registry": self._registry,
         }
-
-
-def _machines(pools: dict[str, VmPool]) -> list[Machine]:
-    return [machine for pool in pools.values() for machine in pool.machines]

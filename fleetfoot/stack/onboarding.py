@@ -13,6 +13,7 @@ from fleetfoot.cluster import Cluster
 from fleetfoot.errors import FleetfootError
 from fleetfoot.images.definition import content_key
 from fleetfoot.paths import PROJECT, StackPaths, private_dir, write_private
+from fleetfoot.roles import roles_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,9 +24,11 @@ _TAIL_LINES = 30
 
 
 def playbook_digest(playbook: str) -> str:
-    """Return a hash of a playbook, the roles, group variables and plug-ins it may use."""
-    parts = [PROJECT / "playbooks" / playbook, PROJECT / "playbooks" / "group_vars"]
-    return content_key([*parts, PROJECT / "roles", PROJECT / "plugins"], PROJECT)
+    """Return a hash of a playbook, its roles, group variables and the plug-ins it may use."""
+    path = PROJECT / "playbooks" / playbook
+    roles = [PROJECT / "roles" / role for role in roles_of(path)]
+    shared = [PROJECT / "playbooks" / "group_vars", PROJECT / "plugins"]
+    return content_key([path, *roles, *shared], PROJECT)
 
 
 def run(props: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,7 +36,8 @@ def run(props: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         props: `stack`, `name` (of the run), `playbook` (path below playbooks/), `inventory` (an
-            Ansible inventory as data), `limit` (hosts), `nodes` (names to wait for until Ready).
+            Ansible inventory as data), `limit` (hosts), `tags` (tasks), `nodes` (names to wait for
+            until Ready).
 
     Returns:
         No outputs: what a playbook did is on its machines.
@@ -49,6 +53,7 @@ def run(props: Mapping[str, Any]) -> dict[str, Any]:
     log = private_dir(paths.root / "logs") / f"{props['name']}.log"
     argv = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory)]
     argv += ["--limit", ",".join(props["limit"])] if props.get("limit") else []
+    argv += ["--tags", ",".join(props["tags"])] if props.get("tags") else []
     argv += [str(PROJECT / "playbooks" / props["playbook"])]
     environment = {
         **os.environ,

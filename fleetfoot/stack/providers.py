@@ -177,7 +177,7 @@ class PlaybookProvider(_Provider):
 
     replacing = ("name", "stack")
     # The inventory names machines that this run may not concern; `triggers` says what does.
-    inputs = (*replacing, "playbook", "limit", "nodes", "digest", "triggers")
+    inputs = (*replacing, "playbook", "limit", "tags", "nodes", "digest", "triggers")
 
     def create(self, props: Props) -> CreateResult:
         """Run the playbook."""

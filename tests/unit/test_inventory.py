@@ -1,0 +1,203 @@
+"""Inventories: the plug-in on a checkpoint that our engine wrote, and the hand-written samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleetfoot.engine import Engine
+from fleetfoot.stack.config import load
+from fleetfoot.stack.inventory import render
+
+PROJECT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+PLAYBOOKS = sorted(path.name for path in (PROJECT / "playbooks").glob("*.yml"))
+CONFIG = {
+    "pools": [
+        {
+            "name": "control",
+            "backend": "nspawn",
+            "image": "control",
+            "count": 1,
+            "memory": "1GiB",
+            "groups": [
+                "etcd",
+                "kube_apiserver",
+                "kube_control",
+                "dns",
+                "registry",
+                "load_balancer",
+            ],
+        },
+        {
+            "name": "worker",
+            "backend": "qemu",
+            "image": "serverless",
+            "count": 2,
+            "memory": "1GiB",
+            "groups": ["workers"],
+        },
+    ]
+}
+ADDRESSES = {"control-1": "10.1.0.2", "worker-1": "10.1.0.3", "worker-2": "10.1.0.4"}
+PROGRAM = """
+import json, os, pulumi
+pulumi.export("inventory", json.loads(os.environ["INVENTORY_OF_TEST"]))
+"""
+
+
+def ansible_inventory(source: str, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "ansible-inventory"), "-i", source, *options],
+        cwd=PROJECT,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1", **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def listed(source: str, **env: str) -> dict[str, Any]:
+    done = ansible_inventory(source, "--list", **env)
+    assert done.returncode == 0, done.stderr
+    # What comes from state is data: Ansible marks it as never to be taken for a template.
+    found: dict[str, Any] = json.loads(
+        done.stdout, object_hook=lambda item: item.get("__ansible_unsafe", item)
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
+def rendered() -> dict[str, Any]:
+    return render("mine", load(CONFIG, host_memory_mib=64 * 1024), ADDRESSES, "10.1.0.1")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, rendered: dict[str, Any]) -> Path:
+    """A checkout whose stack `mine` was made by the embedded engine, with secrets in its state."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "Pulumi.yaml").write_text("name: fleetfoot\nruntime: python\n")
+    (folder / "Pulumi.mine.yaml").write_text("config: {}\n")
+    (folder / "__main__.py").write_text(PROGRAM)
+    (folder / ".fleetfoot/state").mkdir(parents=True)
+    (folder / ".fleetfoot/passphrase").write_text("geheim\n")
+    engine = Engine(
+        folder,
+        "mine",
+        backend_url=f"file://{folder / '.fleetfoot/state'}",
+        passphrase="geheim",
+    )
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("INVENTORY_OF_TEST", json.dumps(rendered))
+        assert engine.up().ok
+    return folder
+
+
+def test_plugin_gives_what_the_stack_put_out(checkout: Path, rendered: dict[str, Any]) -> None:
+    found = listed("inventory/fleetfoot.yml", STACK="mine", FLEETFOOT_PROJECT=str(checkout))
+    assert found["workers"]["hosts"] == ["worker-1", "worker-2"]
+    assert found["etcd"]["hosts"] == ["control-1"]
+    for name, address in ADDRESSES.items():
+        variables = found["_meta"]["hostvars"][name]
+        assert variables["ansible_host"] == address
+        assert variables["fleetfoot_zone"] == "mine.fleetfoot.internal"
+        assert {**rendered["all"]["vars"], **rendered["all"]["hosts"][name]} == variables
+
+
+def test_graph_shows_groups(checkout: Path) -> None:
+    done = ansible_inventory(
+        "inventory/fleetfoot.yml", "--graph", STACK="mine", FLEETFOOT_PROJECT=str(checkout)
+    )
+    assert "|--@kube_apiserver:" in done.stdout
+    assert "|  |--worker-2" in done.stdout
+
+
+@pytest.mark.parametrize("stack", ["other", "mine"])
+def test_absent_stack_is_told_with_consequence_and_fix(
+    checkout: Path, tmp_path: Path, stack: str
+) -> None:
+    """A stack that is not in the state, and a checkout in which nothing was ever made."""
+    (tmp_path / "Pulumi.yaml").write_text("name: fleetfoot\nruntime: python\n")
+    project = checkout if stack == "other" else tmp_path
+    done = ansible_inventory(
+        "inventory/fleetfoot.yml",
+        "--graph",
+        STACK=stack,
+        FLEETFOOT_PROJECT=str(project),
+        ANSIBLE_INVENTORY_UNPARSED_FAILED="true",
+    )
+    told = " ".join(done.stderr.split())
+    assert f"stack: there is no running stack '{stack}'" in told
+    assert "the inventory is empty, so a playbook would do nothing" in told
+    assert f"run `make up STACK={stack}`" in told
+    assert done.returncode != 0
+
+
+def test_single_sample() -> None:
+    found = listed("inventory/samples/single")
+    groups = ["dns", "etcd", "kube_apiserver", "kube_control", "load_balancer", "registry"]
+    assert all(found[group]["hosts"] == ["control-0"] for group in groups)
+
+
+def test_ha_sample() -> None:
+    found = listed("inventory/samples/ha")
+    hosts = found["_meta"]["hostvars"]
+    assert len(found["etcd"]["hosts"]) == 3
+    by_group: dict[str, list[str]] = {"online": [], "offline": []}
+    for child in found["kube_apiserver"]["children"]:
+        for name in found[child]["hosts"]:
+            by_group[hosts[name]["kube_apiserver_group"]].append(name)
+    assert len(by_group["online"]) == len(by_group["offline"]) == 2
+    sockets = [
+        (hosts[name]["ansible_host"], hosts[name].get("kube_apiserver_port", 7443))
+        for names in by_group.values()
+        for name in names
+    ]
+    assert len(set(sockets)) == 4, "no two apiservers share address and port"
+
+
+def test_ha_sample_gives_each_group_its_front_end() -> None:
+    """What group_vars makes of the inventory, asked of Ansible itself."""
+    done = subprocess.run(
+        [
+            str(BIN / "ansible"),
+            "front-0",
+            *("-i", "inventory/samples/ha", "--playbook-dir", "playbooks", "-m", "debug"),
+            *("-a", "var=load_balancer_apiservers"),
+        ],
+        cwd=PROJECT,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
+             "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
+             "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout.partition("=>")[2].lstrip()
+    fronts = json.JSONDecoder().raw_decode(said)[0]["load_balancer_apiservers"]
+    assert {front["name"]: front["port"] for front in fronts} == {"online": 6443, "offline": 6444}
+    assert [server["port"] for server in fronts[1]["servers"]] == [7444, 7444]
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS)
+@pytest.mark.parametrize("sample", ["single", "ha"])
+def test_playbooks_take_the_samples(sample: str, playbook: str) -> None:
+    done = subprocess.run(
+        [
+            str(BIN / "ansible-playbook"),
+            "--syntax-check",
+            *("-i", f"inventory/samples/{sample}", f"playbooks/{playbook}"),
+        ],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
