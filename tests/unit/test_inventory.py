@@ -130,7 +130,6 @@ def test_absent_stack_is_told_with_consequence_and_fix(
         "--graph",
         STACK=stack,
         FLEETFOOT_PROJECT=str(project),
-        ANSIBLE_INVENTORY_UNPARSED_FAILED="true",
     )
     told = " ".join(done.stderr.split())
     assert f"stack: there is no running stack '{stack}'" in told
