@@ -18,6 +18,7 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ssh
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.stack.driver import Result, driver
+from fleetfoot.stack.rolling import WHOLE_STACK
 from fleetfoot.stack.teardown import teardown
 from fleetfoot.status import Status, gather
 
@@ -83,6 +84,7 @@ def down(
     """Remove the stack and all it left on this host, except packages and caches."""
     if not yes:
         typer.confirm(f"Remove the stack {stack} with its machines and their data?", abort=True)
+    os.environ[WHOLE_STACK] = "1"
     result = driver(stack, PlainDisplay()).destroy()
     teardown(stack, keep_state=not result.ok)
     _end(result)

@@ -9,7 +9,7 @@ from typing import Any
 from fleetfoot import artifacts
 from fleetfoot.errors import FleetfootError
 from fleetfoot.paths import StackPaths
-from fleetfoot.shell import run
+from fleetfoot.shell import run, succeeds
 
 __all__ = ["Cluster", "is_ready"]
 
@@ -55,6 +55,12 @@ class Cluster:
     def nodes(self) -> dict[str, dict[str, Any]]:
         """Return the Node objects by name."""
         return {node["metadata"]["name"]: node for node in self.get("nodes")["items"]}
+
+    def answers(self) -> bool:
+        """Whether there is a cluster whose apiserver says that it is ready."""
+        if not self.exists:
+            return False
+        return succeeds(self.command("get", "--raw=/readyz", "--request-timeout=10s"))
 
     def wait_ready(self, node: str, timeout: int = 240) -> None:
         """Wait until a node is there and Ready."""

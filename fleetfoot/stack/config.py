@@ -262,14 +262,19 @@ def _groups(config: StackConfig) -> list[str]:
 
 
 def _memory(config: StackConfig, host: int) -> list[str]:
-    wanted = sum(pool.memory * pool.count for pool in config.pools)
+    wanted = sum(pool.memory * (pool.count + _surge(pool)) for pool in config.pools)
     if wanted + _HOST_RESERVE_MIB <= host:
         return []
-    sizes = ", ".join(f"{p.name} {p.count} x {p.memory} MiB" for p in config.pools)
+    sizes = ", ".join(f"{p.name} {p.count + _surge(p)} x {p.memory} MiB" for p in config.pools)
     return [
         f"fleetfoot:pools: the machines want {wanted} MiB ({sizes}), and the host has {host} MiB of"
         f" which it keeps {_HOST_RESERVE_MIB}, so it would run out; lower count or memory"
     ]
+
+
+def _surge(pool: PoolConfig) -> int:
+    """Extra machines that a roll of the pool may need at a time."""
+    return min(pool.count, pool.roll.max_surge) if "workers" in pool.groups else 0
 
 
 def _host_memory() -> int:

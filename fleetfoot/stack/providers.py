@@ -159,6 +159,7 @@ class MachineProvider(_Provider):
     def read(self, id_: str, props: Props) -> ReadResult:
         """See whether it runs; one that does not counts as gone and is made again."""
         machine = Fleet.of_stack(props["stack"]).read(props["name"])
+        rolling.settle(MachineInputs(props))
         if machine is None or not machine.running:
             return ReadResult("", props)
         return ReadResult(id_, {**props, "address": machine.address, "started": machine.started})

@@ -8,6 +8,7 @@ image on all machines that were not reached.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,10 @@ from fleetfoot.stack.join import node_credentials
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["MachineInputs", "create", "delete", "update"]
+__all__ = ["WHOLE_STACK", "MachineInputs", "create", "delete", "settle", "update"]
+
+#: Environment variable, set while the whole stack goes: then no pod need be moved.
+WHOLE_STACK = "FLEETFOOT_WHOLE_STACK_GOES"
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ def _turn(inputs: MachineInputs) -> Iterator[None]:
         FleetfootError: Another machine of the pool failed in this run.
     """
     roll = inputs.props.get("roll") or {}
-    width = max(1, int(roll.get("max_surge", 0)) + int(roll.get("max_unavailable", 1)))
+    # With stand-ins no machine is missing; without, so many may be.
+    width = max(1, int(roll.get("max_surge") or roll.get("max_unavailable", 1)))
     pool = inputs.spec.pool
     with _gates_lock:
         gate = _gates.setdefault((inputs.stack, pool), _Gate())
@@ -116,8 +121,13 @@ def create(inputs: MachineInputs) -> dict[str, Any]:
     """Make a machine and return its outputs: address, host key, start time (epoch seconds)."""
     fleet = Fleet.of_stack(inputs.stack)
     leftover = fleet.read(inputs.name)
-    if leftover is not None and not leftover.running and inputs.node is not None:
-        fleet.delete(inputs.name)  # a node's disk is worth nothing after a crash: start clean
+    running = leftover is not None and leftover.running
+    if inputs.node is not None and not running:
+        if leftover is not None:
+            fleet.delete(inputs.name)  # a node's disk is worth nothing after a crash: start clean
+        # A Node object of a machine that is gone may still say Ready.
+        with contextlib.suppress(FleetfootError):
+            Cluster(inputs.stack).forget(inputs.name)
     credentials = node_credentials(inputs.stack, inputs.name, inputs.node) if inputs.node else {}
     machine = fleet.create(inputs.spec, credentials)
     return {"address": machine.address, "host_key": machine.host_key, "started": machine.started}
@@ -127,10 +137,12 @@ def update(old: MachineInputs, new: MachineInputs) -> dict[str, Any]:
     """Replace a machine by one of the new specification, in its pool's turn.
 
     Raises:
-        FleetfootError: The new one did not become Ready; the old one is put back.
+        FleetfootError: Pods could not leave, or the new one did not become Ready; then the old one
+            is put back.
     """
-    with _turn(new):
-        _retire(old)
+    with _turn(new), _surge(new):
+        _drain(old)
+        _remove(old)
         try:
             outputs = create(new)
             if new.node is not None:
@@ -138,36 +150,79 @@ def update(old: MachineInputs, new: MachineInputs) -> dict[str, Any]:
         except FleetfootError as failed:
             Fleet.of_stack(new.stack).delete(new.name)
             create(old)
-            raise FleetfootError(
-                f"{new.name} did not become Ready with {new.spec.image.name} of"
-                f" {new.spec.image.digest[:12]}: {failed}",
-                "it runs its last-known-good image again, and the roll stops here",
-                "mend the image or take the change back, then run it again",
-            ) from failed
-        if new.node is not None:
-            Cluster(new.stack).uncordon(new.name)
+            raise _stopped(new, failed) from failed
         return outputs
 
 
-def delete(inputs: MachineInputs) -> None:
-    """Drain the node, if it is one, and remove the machine."""
-    _retire(inputs)
-    if inputs.node is not None:
-        cluster = Cluster(inputs.stack)
-        # The control plane may be gone before its nodes when a half-made stack is taken down.
-        with contextlib.suppress(FleetfootError):
-            cluster.forget(inputs.name)
+@contextlib.contextmanager
+def _surge(inputs: MachineInputs) -> Iterator[None]:
+    """Let an extra machine of the new specification stand in for the one that is replaced.
 
-
-def _retire(inputs: MachineInputs) -> None:
-    fleet = Fleet.of_stack(inputs.stack)
-    machine = fleet.read(inputs.name)
-    cluster = Cluster(inputs.stack)
-    if inputs.node is not None and machine is not None and machine.running and cluster.exists:
-        with contextlib.suppress(FleetfootError):
-            cluster.drain(inputs.name)
-    if machine is None:
+    The first machine of a pool to fail does so here, before any of the old ones was touched.
+    """
+    if inputs.node is None or not (inputs.props.get("roll") or {}).get("max_surge"):
+        yield
         return
+    extra = MachineInputs({**inputs.props, "name": surge_name(inputs.name)})
+    try:
+        try:
+            create(extra)
+            Cluster(extra.stack).wait_ready(extra.name)
+        except FleetfootError as failed:
+            raise _stopped(inputs, failed) from failed
+        yield
+        _drain(extra)
+    finally:
+        settle(inputs)
+
+
+def surge_name(name: str) -> str:
+    """Return the name of the extra machine that stands in for `name`."""
+    return f"{name}-surge"
+
+
+def settle(inputs: MachineInputs) -> None:
+    """Remove the extra machine of a roll that ended, or that was killed."""
+    extra = MachineInputs({**inputs.props, "name": surge_name(inputs.name)})
+    if Fleet.of_stack(inputs.stack).read(extra.name) is not None:
+        _remove(extra)
+
+
+def delete(inputs: MachineInputs) -> None:
+    """Drain the node, if it is one, and remove the machine.
+
+    Raises:
+        FleetfootError: Pods could not leave; the machine stays, cordoned.
+    """
+    if not os.environ.get(WHOLE_STACK):
+        _drain(inputs)
+    settle(inputs)
+    _remove(inputs)
+
+
+def _stopped(inputs: MachineInputs, failed: FleetfootError) -> FleetfootError:
+    return FleetfootError(
+        f"{inputs.name} did not become Ready with {inputs.spec.image.name} of"
+        f" {inputs.spec.image.digest[:12]}: {failed}",
+        "it runs its last-known-good image again, and the roll stops here",
+        "mend the image or take the change back, then run it again",
+    )
+
+
+def _drain(inputs: MachineInputs) -> None:
+    """Move the pods of a running node elsewhere, if there is a cluster that could."""
+    machine = Fleet.of_stack(inputs.stack).read(inputs.name)
+    cluster = Cluster(inputs.stack)
+    if inputs.node is None or machine is None or not machine.running or not cluster.answers():
+        return
+    cluster.drain(inputs.name)
+
+
+def _remove(inputs: MachineInputs) -> None:
+    fleet = Fleet.of_stack(inputs.stack)
     if inputs.node is None:
         fleet.stop(inputs.name)
     fleet.delete(inputs.name)
+    cluster = Cluster(inputs.stack)
+    if inputs.node is not None and not os.environ.get(WHOLE_STACK) and cluster.answers():
+        cluster.forget(inputs.name)
