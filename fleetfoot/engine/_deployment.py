@@ -330,6 +330,9 @@ class Deployment:
                 # Made from the same inputs, the living one is the object itself.
                 made = any(equal(item.inputs, resource.inputs) for item in alive)
                 if not object_id and alive and not made:
+                    if condemned:
+                        # It is looked at again when what lives is gone.
+                        continue
                     self._sink.diagnostic(
                         "warning",
                         resource.urn,

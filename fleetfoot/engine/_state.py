@@ -219,5 +219,5 @@ def recorded_salt(document: dict[str, Any]) -> str | None:
 
 
 def now() -> str:
-    """The time as the CLI writes it."""
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    """The time as the CLI writes it, which leaves trailing zeros out."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}".rstrip("0").rstrip(".") + "Z"
