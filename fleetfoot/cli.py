@@ -15,8 +15,9 @@ from rich.table import Table
 from fleetfoot.cluster import Cluster
 from fleetfoot.engine import EngineError, PlainDisplay
 from fleetfoot.errors import FleetfootError
-from fleetfoot.machines import ssh
+from fleetfoot.machines import ledger, ssh
 from fleetfoot.machines.fleet import Fleet
+from fleetfoot.stack import bootimage
 from fleetfoot.stack.driver import Result, driver
 from fleetfoot.stack.rolling import WHOLE_STACK
 from fleetfoot.stack.teardown import teardown
@@ -30,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+image = typer.Typer(help="Machine and container images.", no_args_is_help=True)
+app.add_typer(image, name="image")
 bench = typer.Typer(help="Measure a figure afresh: all arms in one run.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 _out = Console()
@@ -104,13 +107,47 @@ def outputs(stack: StackName = "local", as_json: AsJson = False) -> None:
 
 
 @app.command()
-def status(stack: StackName = "local", as_json: AsJson = False) -> None:
-    """Show machines, apiservers and nodes."""
+def status(
+    stack: StackName = "local",
+    as_json: AsJson = False,
+    boot: Annotated[
+        bool, typer.Option("--boot", help="Show how long each stage of a machine's start took.")
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="With --boot: draw it as well (PNG or SVG).")
+    ] = None,
+) -> None:
+    """Show machines, apiservers and nodes, or (--boot) the stages of the machines' start."""
+    if boot:
+        _boot_ledgers(stack, as_json=as_json, picture=picture)
+        return
+    if picture:
+        raise FleetfootError("--picture shows the stages of a start", fix="add --boot")
     found = gather(stack)
     if as_json:
         print(json.dumps(found.plain(), indent=1))
         return
     _print_status(found)
+
+
+def _boot_ledgers(stack: str, *, as_json: bool, picture: Path | None) -> None:
+    fleet = Fleet.of_stack(stack)
+    running = [machine.spec.name for machine in fleet.all() if machine.running]
+    found = [ledger.collect(fleet, name) for name in running]
+    if picture:
+        # Here, for drawing takes a second to import.
+        from fleetfoot.bench import plot  # noqa: PLC0415
+
+        bars = {f"{one.machine} ({one.image})": one.lengths for one in found}
+        plot.stages(picture, bars, ledger.STAGES, f"Start of the machines of {stack}")
+    if as_json:
+        print(json.dumps([one.plain() for one in found], indent=1))
+        return
+    table = Table("machine", "image", *ledger.STAGES.values(), title="seconds since start")
+    for one in found:
+        cells = [f"{one.marks[key]:.1f}" if key in one.marks else "" for key in ledger.STAGES]
+        table.add_row(one.machine, one.image, *cells)
+    _out.print(table)
 
 
 def _print_status(found: Status) -> None:
@@ -154,6 +191,29 @@ def enter(
         names = ", ".join(m.spec.name for m in Fleet.of_stack(stack).all())
         raise FleetfootError(f"there is no machine {machine!r} in {stack}", fix=f"known: {names}")
     os.execvp("ssh", [*ssh.command(stack), f"root@{found.address}", *context.args])
+
+
+@image.command("list")
+def image_list(as_json: AsJson = False) -> None:
+    """Show the images, and whether the cache has them as they are defined now."""
+    rows = bootimage.known()
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("image", "key", "built", "MiB")
+    for row in rows:
+        size = f"{row['bytes'] / 2**20:.0f}" if row["built"] else ""
+        table.add_row(row["name"], row["key"], _cell(row["built"]), size)
+    _out.print(table)
+
+
+@image.command("build")
+def image_build(
+    names: Annotated[list[str], typer.Argument(help="Folders under images/.", metavar="NAME...")],
+) -> None:
+    """Build images into the cache, unless it has them."""
+    for name in names:
+        _out.print(bootimage.boot_image(name)["path"], soft_wrap=True, highlight=False)
 
 
 JsonFile = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.images.oci import TAG
 from fleetfoot.paths import StackPaths, write_private
 from fleetfoot.pki import authority_certificate
-from fleetfoot.shell import run, succeeds
+from fleetfoot.shell import run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Registry"]
 
 PUSHER = "pusher"
+# What skopeo repeats of a registry that has no such image.
+_UNKNOWN = ("manifest unknown", "name unknown")
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,21 @@ class Registry:
         return f"{self.name}/{repository}@{digest}"
 
     def has(self, repository: str, digest: str) -> bool:
-        """Whether the registry holds an image."""
+        """Whether the registry holds an image.
+
+        Raises:
+            FleetfootError: It does not answer, or not as a registry does.
+        """
         reference = f"docker://{self.address}/{repository}@{digest}"
-        return succeeds(["skopeo", "inspect", "--raw", *self._access(), reference])
+        argv = ["skopeo", "inspect", "--raw", *self._access(), reference]
+        asked = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if asked.returncode and not any(said in asked.stderr for said in _UNKNOWN):
+            raise FleetfootError(
+                f"the registry at {self.address} does not answer: {asked.stderr.strip()}",
+                "nothing can be pushed, and nodes cannot pull what they do not have yet",
+                "see `systemctl status docker-registry` on its machine",
+            )
+        return asked.returncode == 0
 
     def _digest(self, layout: Path) -> str:
         index = json.loads((layout / "index.json").read_text())

@@ -9,9 +9,9 @@ from typing import Any
 from fleetfoot import artifacts
 from fleetfoot.images import build, definition
 from fleetfoot.machines.spec import BootImage
-from fleetfoot.paths import cache_dir
+from fleetfoot.paths import PROJECT, cache_dir
 
-__all__ = ["boot_image", "image_key"]
+__all__ = ["boot_image", "image_key", "known"]
 
 
 def image_key(name: str) -> str:
@@ -37,6 +37,18 @@ def boot_image(name: str) -> dict[str, Any]:
             seed=built.seed,
         )
     )
+
+
+def known() -> list[dict[str, Any]]:
+    """Return the images: `name`, `key`, `built` (whether the cache has it), `bytes` (on disk)."""
+    rows = []
+    for path in sorted((PROJECT / "images").glob("*/image.toml")):
+        name = path.parent.name
+        key = image_key(name)
+        folder = cache_dir() / "images" / f"{name}-{key}"
+        size = sum(p.lstat().st_blocks * 512 for p in folder.rglob("*")) if folder.exists() else 0
+        rows.append({"name": name, "key": key, "built": folder.exists(), "bytes": size})
+    return rows
 
 
 def _tell(line: str) -> None:

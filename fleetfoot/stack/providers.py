@@ -7,6 +7,7 @@ is there already is taken over.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pulumi.dynamic import (
     UpdateResult,
 )
 
+from fleetfoot.errors import FleetfootError
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.network import NetworkSpec
 from fleetfoot.registry import Registry
@@ -121,8 +123,12 @@ class ContainerImageProvider(_Provider):
         return CreateResult(f"container-{props['name']}", {**props, "reference": reference})
 
     def read(self, id_: str, props: Props) -> ReadResult:
-        """See whether the registry still has it."""
-        found = self._registry(props).has(props["name"], props["reference"].partition("@")[2])
+        """See whether the registry still has it; one that does not answer is given the benefit."""
+        try:
+            found = self._registry(props).has(props["name"], props["reference"].partition("@")[2])
+        except FleetfootError as silent:
+            print(silent, file=sys.stderr, flush=True)
+            found = True
         return ReadResult(id_ if found else "", props)
 
     def _registry(self, props: Props) -> Registry:
