@@ -1,0 +1,308 @@
+"""The environment as its users have it, from the first `up` to `down`; tests stand in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import PROJECT, Stack, eventually
+
+pytestmark = pytest.mark.e2e
+
+STATE = PROJECT / ".fleetfoot"
+NO_CHANGE = re.compile(r"unchanged|no changes?|nothing", re.IGNORECASE)
+
+
+def answer(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=20) as reply:
+        return json.load(reply)
+
+
+def sample_url(stack: Stack) -> str:
+    return str(json.loads(stack.fleetfoot("outputs", "--json").stdout)["sample_url"])
+
+
+def answers(stack: Stack) -> bool:
+    try:
+        return bool(answer(f"{sample_url(stack)}/stats")["words"])
+    except (OSError, urllib.error.HTTPError):
+        return False
+
+
+def process_of(stack: Stack, machine: str) -> int:
+    return int((Path("/run/fleetfoot") / stack.name / f"{machine}.process").read_text().split()[0])
+
+
+def changes(stack: Stack) -> dict[str, int]:
+    """Return how many resources a preview would create, update, replace or delete."""
+    said = stack.fleetfoot("preview").stdout
+    ops = ("create", "update", "replace", "delete")
+    return {op: len(re.findall(rf"\b{op}\b", said.splitlines()[-1])) for op in ops}
+
+
+def started(stack: Stack) -> dict[str, int]:
+    return {row["name"]: process_of(stack, row["name"]) for row in stack.status()["machines"]}
+
+
+def test_everything_is_ready_after_two_kills(environment: Stack) -> None:
+    status = environment.status()
+    assert set(status) == {"stack", "engine", "machines", "apiservers", "nodes"}
+    rows = [*status["machines"], *status["apiservers"], *status["nodes"]]
+    assert [row["ready"] for row in rows] == [True] * len(rows)
+    assert [row["name"] for row in status["nodes"]] == ["worker-1", "worker-2"]
+    assert [row["name"] for row in status["machines"]] == ["control-1", "worker-1", "worker-2"]
+
+
+def test_the_sample_service_answers_from_its_data(environment: Stack) -> None:
+    url = sample_url(environment)
+    assert answer(f"{url}/stats")["words"] > 100_000
+    senses = answer(f"{url}/words/dog")["senses"]
+    assert any("domesticated" in sense["gloss"] for sense in senses)
+    pods = {answer(f"{url}/stats")["pod"] for _ in range(20)}
+    assert len(pods) == 2, "requests reach one pod only"
+
+
+def test_its_image_came_from_the_environments_registry(environment: Stack) -> None:
+    pods = environment.get("pods", "--namespace=sample")["items"]
+    images = {pod["spec"]["containers"][0]["image"] for pod in pods}
+    assert images
+    assert all(
+        image.startswith("registry.e2e.fleetfoot.internal:5000/sample@sha256:") for image in images
+    )
+
+
+def test_a_second_up_changes_nothing(environment: Stack) -> None:
+    before = started(environment)
+    versions = {
+        row["metadata"]["name"]: row["metadata"]["resourceVersion"]
+        for row in environment.get("deployments,services", "--namespace=sample")["items"]
+    }
+    said = environment.fleetfoot("up").stdout
+    assert not re.search(r"^ *[+~-] ", said, re.MULTILINE), said
+    assert started(environment) == before
+    assert versions == {
+        row["metadata"]["name"]: row["metadata"]["resourceVersion"]
+        for row in environment.get("deployments,services", "--namespace=sample")["items"]
+    }
+
+
+def test_onboarding_again_changes_nothing(environment: Stack) -> None:
+    argv = ["-i", "inventory/fleetfoot.yml", "playbooks/onboard.yml", "--check", "--diff"]
+    said = environment.run("ansible-playbook", *argv).stdout
+    recap = re.findall(r"^(\S+)\s*: ok=(\d+)\s+changed=(\d+).*failed=(\d+)", said, re.MULTILINE)
+    assert {name for name, *_ in recap} == {"worker-1", "worker-2"}, said
+    assert all(int(ok) > 50 for _, ok, _, _ in recap), said
+    assert all((changed, failed) == ("0", "0") for _, _, changed, failed in recap), said
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("vm.dirty_background_ratio", "40"),
+        ("vm.dirty_ratio", "60"),
+        ("vm.dirty_expire_centisecs", "6000"),
+        ("vm.dirty_writeback_centisecs", "1500"),
+        ("net.ipv4.ip_forward", "1"),
+    ],
+)
+def test_the_running_kernel_has_the_setting(environment: Stack, setting: str, value: str) -> None:
+    assert environment.ssh("worker-1", f"sysctl --values {setting}").strip() == value
+
+
+def test_the_running_kernel_has_the_mount_options(environment: Stack) -> None:
+    mounts = environment.ssh("worker-1", "cat /proc/mounts").splitlines()
+    options = next(line for line in mounts if line.split()[1] == "/").split()[3].split(",")
+    assert {"noatime", "commit=60", "nobarrier"} <= set(options)
+
+
+@pytest.mark.parametrize("module", ["usbcore", "usb_storage", "xhci_hcd"])
+def test_usb_is_neither_loaded_nor_loadable(environment: Stack, module: str) -> None:
+    loaded = environment.ssh("worker-1", f"ls -d /sys/bus/usb /sys/module/{module}", check=False)
+    assert loaded.count("No such file") == 2, loaded
+    tried = environment.ssh("worker-1", f"modprobe {module} && echo LOADED", check=False)
+    assert "LOADED" not in tried
+
+
+def test_programs_say_their_pinned_versions(environment: Stack) -> None:
+    pinned = {"kubelet": "v1.36.", "kube-proxy": "v1.36.", "containerd": "v2.4."}
+    for program, version in pinned.items():
+        assert version in environment.ssh("worker-1", f"{program} --version"), program
+    for program in ("kube-apiserver", "kube-controller-manager", "kube-scheduler"):
+        assert "v1.36." in environment.ssh("control-1", f"{program} --version"), program
+    assert "3.6." in environment.ssh("control-1", "etcd --version")
+    assert "1.15." in environment.ssh("control-1", "coredns -version")
+
+
+@pytest.mark.parametrize(
+    ("port", "path"), [(6443, "/readyz"), (6443, "/api"), (7443, "/metrics"), (5000, "/v2/")]
+)
+def test_nobody_is_served_anonymously(environment: Stack, port: int, path: str) -> None:
+    address = environment.machine("control-1")["address"]
+    argv = [
+        "curl",
+        "-sk",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+        f"https://{address}:{port}{path}",
+    ]
+    assert subprocess.run(argv, capture_output=True, text=True, check=False).stdout == "401"
+
+
+def test_etcd_and_the_kubelet_ask_for_certificates(environment: Stack) -> None:
+    control = environment.machine("control-1")["address"]
+    worker = environment.machine("worker-1")["address"]
+    etcd = subprocess.run(
+        ["curl", "-sk", f"https://{control}:2379/version"], capture_output=True, check=False
+    )
+    assert etcd.returncode != 0
+    assert etcd.stdout == b""
+    argv = ["curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", f"https://{worker}:10250/pods"]
+    assert subprocess.run(argv, capture_output=True, text=True, check=False).stdout == "401"
+
+
+def test_secrets_are_private_files_and_on_no_command_line(environment: Stack) -> None:
+    root = STATE / environment.name
+    secrets = [path.read_text().strip() for path in (root / "secrets").rglob("*") if path.is_file()]
+    assert len(secrets) >= 4
+    for path in (STATE, *STATE.rglob("*")):
+        inside = path.relative_to(STATE).parts
+        if path.is_symlink() or {"root", "upper", "work", "volumes"} & set(inside):
+            continue  # a machine's own file system
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert not mode & 0o002, f"{path} is writable for all"
+        assert STATE.stat().st_mode & 0o077 == 0
+        if "secrets" in inside or path.name.endswith(".key") or "credentials" in inside:
+            assert mode & 0o077 == 0, f"{path} has mode {mode:o}"
+    for found in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = found.read_text(errors="replace")
+        except OSError:
+            continue
+        assert not any(secret in words for secret in secrets), words
+
+
+def test_the_boot_ledger_has_every_stage(environment: Stack, tmp_path: Path) -> None:
+    picture = tmp_path / "boot.png"
+    argv = ["status", "--boot", "--json", "--picture", str(picture)]
+    rows = json.loads(environment.fleetfoot(*argv).stdout)
+    worker = next(row for row in rows if row["machine"] == "worker-1")
+    stages = ["firmware", "kernel", "initrd", "services", "runtime", "node"]
+    assert list(worker["marks"]) == stages
+    assert sorted(worker["marks"].values()) == list(worker["marks"].values())
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_up_waits_or_says_who_runs(environment: Stack) -> None:
+    first, second = environment.start_up(), environment.start_up()
+    outputs = [run.communicate(timeout=600)[0] for run in (first, second)]
+    assert [run.returncode for run in (first, second)] == [0, 0], outputs
+    assert any(re.search(r"wait|lock", said) for said in outputs), outputs
+
+
+def test_bad_input_is_refused_before_anything_changes(environment: Stack) -> None:
+    before = started(environment)
+    worker = environment.pool("worker")
+    worker["count"], worker["flavour"] = -1, "big"
+    environment.write()
+    try:
+        done = environment.fleetfoot("up", check=False)
+        assert done.returncode != 0
+        assert "fleetfoot:pools[1].count" in done.stdout
+        assert "fleetfoot:pools[1].flavour: no such key" in done.stdout
+        assert "Traceback" not in done.stdout
+    finally:
+        worker["count"] = 2
+        del worker["flavour"]
+        environment.write()
+    assert started(environment) == before
+
+
+def test_a_killed_worker_is_seen_and_replaced(environment: Stack) -> None:
+    before = started(environment)
+    os.kill(before["worker-2"], signal.SIGKILL)
+    eventually(lambda: not environment.machine("worker-2")["ready"])
+    environment.fleetfoot("refresh")
+    assert "worker-2" in environment.fleetfoot("preview").stdout
+    environment.fleetfoot("up")
+    now = started(environment)
+    assert now["worker-2"] != before["worker-2"]
+    assert {**now, "worker-2": 0} == {**before, "worker-2": 0}
+    assert all(row["ready"] for row in environment.status()["nodes"])
+    eventually(lambda: answers(environment))
+
+
+def test_a_stopped_registry_stops_no_service(environment: Stack) -> None:
+    environment.ssh("control-1", "systemctl stop docker-registry")
+    try:
+        assert answers(environment)
+        said = environment.fleetfoot("up").stdout
+        assert not re.search(r"^ *[+~-] ", said, re.MULTILINE), said
+        environment.kubectl("delete", "pod", "--namespace=sample", "--all", "--wait=false")
+        eventually(lambda: answers(environment), timeout=240)
+    finally:
+        environment.ssh("control-1", "systemctl start docker-registry")
+
+
+def test_a_smaller_pool_drains_the_node_that_leaves(environment: Stack) -> None:
+    before = started(environment)
+    environment.pool("worker")["count"] = 1
+    environment.write()
+    assert "worker-2" in environment.fleetfoot("preview").stdout
+    environment.fleetfoot("up")
+    assert started(environment) == {k: v for k, v in before.items() if k != "worker-2"}
+    assert [row["name"] for row in environment.status()["nodes"]] == ["worker-1"]
+    assert answers(environment)
+
+
+def test_a_larger_pool_touches_no_other_machine(environment: Stack) -> None:
+    before = started(environment)
+    environment.pool("worker")["count"] = 2
+    environment.write()
+    environment.fleetfoot("up")
+    now = started(environment)
+    assert {k: v for k, v in now.items() if k != "worker-2"} == before
+    assert [(row["name"], row["ready"]) for row in environment.status()["nodes"]] == [
+        ("worker-1", True),
+        ("worker-2", True),
+    ]
+
+
+def test_down_leaves_nothing(environment: Stack) -> None:
+    pids = started(environment).values()
+    done = environment.down()
+    assert done.returncode == 0, done.stdout
+    assert_nothing_left(environment.name)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def assert_nothing_left(stack: str) -> None:
+    """Namespaces, mounts, files, processes, firewall rules, links, routes."""
+
+    def said(*argv: str) -> str:
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    assert f"fleetfoot-{stack}" not in said("ip", "netns", "list")
+    assert f"/.fleetfoot/{stack}/" not in Path("/proc/mounts").read_text()
+    assert not (STATE / stack).exists()
+    assert not (Path("/run/fleetfoot") / stack).exists()
+    assert "10.84." not in said("ip", "route")
+    assert "10.84." not in said("nft", "list", "ruleset")
+    assert "10.84." not in said("ip", "-4", "address")
+    for found in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = found.read_text(errors="replace")
+        except OSError:
+            continue
+        assert f"/.fleetfoot/{stack}/" not in words, words
