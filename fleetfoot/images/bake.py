@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bake"]
 
+_TASK = re.compile(r"TASK \[(\S+) : ")
 # Mounts are made in a mount namespace of the build's own, processes run in a PID namespace of its
 # own: both are gone when the build is, however it ends.
 _ENTER = """
@@ -34,7 +36,14 @@ exec "$@"
 """
 
 
-def bake(definition: Definition, tree: Path, *, work: Path, artifacts: Path, progress: Callable[[str], None]) -> None:
+def bake(
+    definition: Definition,
+    tree: Path,
+    *,
+    work: Path,
+    artifacts: Path,
+    progress: Callable[[str], None],
+) -> None:
     """Run playbooks/bake.yml on `tree` by the chroot connection.
 
     Args:
@@ -56,7 +65,8 @@ def bake(definition: Definition, tree: Path, *, work: Path, artifacts: Path, pro
     }
     hosts = {"hosts": {definition.name: host}}
     inventory.write_text(yaml.safe_dump({"all": {"children": {f"image_{definition.name}": hosts}}}))
-    argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--"]
+    argv = ["setpriv", "--pdeathsig=KILL", "--"]
+    argv += ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--"]
     argv += ["sh", "-c", _ENTER, "sh", str(tree)]
     argv += [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory)]
     argv += [str(PROJECT / "playbooks/bake.yml")]
@@ -71,9 +81,9 @@ def _follow(argv: list[str], name: str, progress: Callable[[str], None]) -> None
     ) as process:
         for line in process.stdout or ():
             said.append(line)
-            task = line.removeprefix("TASK [").partition("]")[0] if line.startswith("TASK [") else ""
-            if " : " in task and (found := task.partition(" : ")[0]) != role:
-                role = found
+            found = _TASK.match(line)
+            if found and found[1] != role:
+                role = found[1]
                 progress(f"{name}: applying role {role}")
     if process.returncode:
         raise FleetfootError(

@@ -142,7 +142,8 @@ def _write(definition: Definition, key: str, root: Path, out: Path) -> None:
     elif definition.format == "erofs":
         disk.erofs(root, out / "disk.raw", key=key)
     elif definition.format == "grub":
-        grub.write(root, out / "disk.raw", mebibytes=definition.size, key=key)
+        size, cmdline = definition.size, definition.cmdline
+        grub.write(root, out / "disk.raw", mebibytes=size, cmdline=cmdline, key=key)
     elif definition.format == "oci":
         oci.write(root, out / "oci", command=definition.command, user=definition.user)
     else:
@@ -156,7 +157,7 @@ def _image(definition: Definition, key: str, folder: Path) -> Image:
         path=folder / {"directory": "tree", "oci": "oci"}.get(definition.format, "disk.raw"),
         kernel=str(folder / "vmlinux") if direct else "",
         initrd=str(folder / "initrd.cpio") if direct else "",
-        cmdline=definition.cmdline,
+        cmdline=definition.cmdline if direct else "",
         digest=key,
         manifest=folder / "manifest.txt",
         seed=definition.seed,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Modules", "write_cpio", "write_initrd"]
 
 _ALIGN = 4
+# Name, mode, content, device number.
+Entry = tuple[str, int, bytes, int]
 
 
 class Modules:
@@ -91,12 +93,14 @@ class Modules:
                 folder.rmdir()
 
 
-def write_initrd(path: Path, *, init: Path, busybox: Path, modules: Modules, names: Sequence[str]) -> None:
+def write_initrd(
+    path: Path, *, init: Path, busybox: Path, modules: Modules, names: Sequence[str]
+) -> None:
     """Write an uncompressed initrd: the guest reads it at memory speed."""
     order = modules.in_load_order(names)
     plain = [Path(p).name.partition(".")[0] + ".ko" for p in order]
-    entries: list[tuple[str, int, bytes, int]] = [
-        (folder, stat.S_IFDIR | 0o755, b"", 0) for folder in ("bin", "dev", "modules", "root")
+    entries: list[Entry] = [
+        (folder, stat.S_IFDIR | 0o755, b"", 0) for folder in ("bin", "dev", "modules", "root", "sys")
     ]
     entries += [
         ("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes(), 0),
@@ -111,7 +115,7 @@ def write_initrd(path: Path, *, init: Path, busybox: Path, modules: Modules, nam
         write_cpio(stream, entries)
 
 
-def write_cpio(stream: IO[bytes], entries: Iterable[tuple[str, int, bytes, int]]) -> None:
+def write_cpio(stream: IO[bytes], entries: Iterable[Entry]) -> None:
     """Write entries (name, mode, content, device) in the kernel's newc format, reproducibly."""
     for number, (name, mode, content, device) in enumerate(_closed(entries), 1):
         encoded = name.encode() + b"\0"
@@ -122,7 +126,7 @@ def write_cpio(stream: IO[bytes], entries: Iterable[tuple[str, int, bytes, int]]
         _padded(stream, content)
 
 
-def _closed(entries: Iterable[tuple[str, int, bytes, int]]) -> Iterator[tuple[str, int, bytes, int]]:
+def _closed(entries: Iterable[Entry]) -> Iterator[Entry]:
     yield from entries
     yield ("TRAILER!!!", 0, b"", 0)
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import struct
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["extract"]
 

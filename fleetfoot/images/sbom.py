@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fleetfoot.shell import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Component", "components", "manifest", "spdx"]
 
@@ -44,11 +46,9 @@ class Component:
 
 def components(tree: Path) -> list[Component]:
     """Read a tree's dpkg database and the build information inside its Go programs."""
-    shown = run(
-        ["dpkg-query", f"--admindir={tree}/var/lib/dpkg", "-W"]
-        + ["-f", "${db:Status-Status} ${Package} ${Version}\n"],
-        consequence="the image has no package list",
-    )
+    argv = ["dpkg-query", f"--admindir={tree}/var/lib/dpkg", "-W"]
+    argv += ["-f", "${db:Status-Status} ${Package} ${Version}\n"]
+    shown = run(argv, consequence="the image has no package list")
     found = [
         Component("deb", name, version)
         for status, name, version in (line.split() for line in shown.splitlines())
@@ -56,13 +56,19 @@ def components(tree: Path) -> list[Component]:
     ]
     for folder in _PROGRAM_FOLDERS:
         for path in sorted((tree / folder).glob("*")):
-            if path.is_file() and not path.is_symlink() and path.open("rb").read(4) == _ELF:
+            if path.is_file() and not path.is_symlink() and _is_program(path):
                 found += _go_program(path)
     return sorted(set(found))
 
 
+def _is_program(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(_ELF)) == _ELF
+
+
 def _go_program(path: Path) -> list[Component]:
-    done = subprocess.run(["go", "version", "-m", path], capture_output=True, text=True, check=False)
+    argv = ["go", "version", "-m", str(path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         return [Component("program", path.name, "unknown")]
     first, *lines = done.stdout.splitlines()

@@ -66,7 +66,10 @@ def _mkosi(definition: Definition, work: Path, home: Path) -> None:
     apt.write_package_manager_tree(manager, suite=_SUITE)
     version = run(["mkosi", "--version"], consequence="no image can be built").split()[1]
     tree_option = "sandbox" if int(version.partition(".")[0]) >= 25 else "package-manager"  # noqa: PLR2004
-    argv = ["mkosi", f"--directory={definition.folder}", f"--{tree_option}-tree={manager}"]
+    # Its whole family ends with this process, even when this is killed.
+    argv = ["setpriv", "--pdeathsig=KILL", "--"]
+    argv += ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
+    argv += ["mkosi", f"--directory={definition.folder}", f"--{tree_option}-tree={manager}"]
     argv += [f"--output-dir={work / 'mkosi.out'}", f"--workspace-dir={work}"]
     argv += [f"--package-cache-dir={packages}", "--incremental=no", "build"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -84,11 +87,17 @@ def slim(root: Path, modules: Modules, patterns: Sequence[str]) -> None:
         modules.keep(patterns)
         run(["depmod", "--basedir", str(root), modules.release])
     for name in ("boot", "usr/bin/busybox"):
-        path = root / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        _remove(root / name)
     (root / "boot").mkdir()
     for link in ("vmlinuz", "vmlinuz.old", "initrd.img", "initrd.img.old"):
         (root / link).unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def scrub(root: Path) -> None:
@@ -97,10 +106,10 @@ def scrub(root: Path) -> None:
         folder = root / name
         if folder.is_dir() and not folder.is_symlink():
             for entry in folder.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+                _remove(entry)
     for pattern in _IDENTITY:
         for path in root.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _remove(path)
     # Empty, not absent: an absent one means a first boot, which would apply presets to all units.
     (root / "etc/machine-id").write_text("")
 
