@@ -12,7 +12,7 @@ from fleetfoot.paths import PROJECT
 from fleetfoot.roles import roles_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
 __all__ = ["FORMATS", "Definition", "content_key"]

@@ -100,7 +100,8 @@ def write_initrd(
     order = modules.in_load_order(names)
     plain = [Path(p).name.partition(".")[0] + ".ko" for p in order]
     entries: list[Entry] = [
-        (folder, stat.S_IFDIR | 0o755, b"", 0) for folder in ("bin", "dev", "modules", "root", "sys")
+        (folder, stat.S_IFDIR | 0o755, b"", 0)
+        for folder in ("bin", "dev", "modules", "root", "sys")
     ]
     entries += [
         ("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes(), 0),

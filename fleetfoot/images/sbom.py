@@ -98,9 +98,7 @@ def spdx(name: str, key: str, found: list[Component]) -> str:
         reference = f"SPDXRef-{number}"
         if component.kind == "program":
             programs[component.name] = reference
-        packages.append(
-            _package(reference, component.name, component.version, component.purl)
-        )
+        packages.append(_package(reference, component.name, component.version, component.purl))
         parent = programs.get(component.part_of, "SPDXRef-image")
         relations.append(_relation(parent, "CONTAINS", reference))
     document = {
