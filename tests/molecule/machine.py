@@ -26,7 +26,6 @@ from fleetfoot.stack.inventory import zone
 NAME = "target"
 SHARED = ("mol-control", "mol-node")
 _SUITE = "trixie"
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 def stack_of(role: str) -> str:
@@ -44,7 +43,7 @@ def up(stack: str) -> dict[str, str]:
             name=NAME,
             pool=NAME,
             backend="nspawn",
-            image=BootImage(**boot_image("control")),
+            image=BootImage(**boot_image("roletest")),
             cpus=2,
             memory=2048,
             disk=0,
@@ -99,9 +98,6 @@ def _give_archives(paths: StackPaths) -> None:
     given = paths.root / "archives"
     apt.write_package_manager_tree(given, suite=_SUITE)
     run(["cp", "--recursive", f"{given / 'etc/apt'}/.", str(root / "etc/apt")])
-    keyring = root / _KEYRING.relative_to("/")
-    keyring.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(_KEYRING, keyring)
     # As old as can be, so that tasks with cache_valid_time read the lists, which the image lacks.
     os.utime(root / "var/lib/apt/lists", (0, 0))
 
