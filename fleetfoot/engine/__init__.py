@@ -4,13 +4,17 @@
 files, so that either engine can take over from the other. See docs/adr/0002-embedded-engine.md.
 """
 
-from fleetfoot.engine._display import PlainDisplay
+from fleetfoot.engine._display import Display
 from fleetfoot.engine._engine import Engine
 from fleetfoot.engine._errors import EngineError, LockedError, UnsupportedError
 from fleetfoot.engine._events import EventSink, Severity, Step, Summary
 from fleetfoot.engine._state import ResourceState
 
+# The name by which fleetfoot.cli knows it.
+PlainDisplay = Display
+
 __all__ = [
+    "Display",
     "Engine",
     "EngineError",
     "EventSink",

@@ -36,6 +36,8 @@ class Backend:
         # The CLI's name of a stack in this backend, which also names the folder of its locks.
         self.qualified = f"organization/{project}/{stack}"
         self.locks = self.root / "locks" / "organization" / project / stack
+        # Not the CLI's: what this engine keeps for the curious.
+        self.traces = self.root.parent / "traces" / project / f"{stack}.log"
 
     def _meta(self) -> None:
         path = self.root / "meta.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,15 @@ from fleetfoot.engine._state import ResourceState, now
 from fleetfoot.engine._values import Secret, equal, seal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fleetfoot.engine._events import EventSink
     from fleetfoot.engine._registry import Registry
     from fleetfoot.engine._snapshot import Snapshot
 
 _DELETIONS = (Op.DELETE, Op.DELETE_REPLACED)
 # What a replacement's parts count as: the creation stands for the whole.
-_COUNTED = {Op.CREATE_REPLACEMENT: "replace", Op.DELETE_REPLACED: ""}
+_COUNTED = {str(Op.CREATE_REPLACEMENT): "replace", str(Op.DELETE_REPLACED): ""}
 
 
 class Deployment:
@@ -75,25 +78,33 @@ class Deployment:
         return actions[-1].state
 
     def _perform(self, action: Action) -> None:
-        state = action.state
-        step = Step(str(action.op), state.urn, state.type, state.name, list(action.diffs))
-        shown = not _urn.is_default_provider(state.urn) and action.op is not Op.SKIP
-        if shown:
-            self._sink.resource_pre(step)
-        try:
+        with self._telling(action.state, str(action.op), action.diffs):
             self._apply(action)
+
+    @contextlib.contextmanager
+    def _telling(
+        self, state: ResourceState, op: str, diffs: list[str] | None = None
+    ) -> Iterator[Step]:
+        """Tells of a step's begin and end, and counts it."""
+        counted = _COUNTED.get(op, op)
+        step = Step(op, state.urn, state.type, state.name, list(diffs or ()), counted=counted)
+        shown = not _urn.is_default_provider(state.urn) and op != Op.SKIP
+        if shown:
+            self._sink.begin(step)
+        try:
+            yield step
         except Exception as error:
             step.error = str(error)
             self.fail(f"{state.urn}: {error}")
             self.summary.steps.append(step)
-            self._sink.resource_failed(step)
+            self._sink.end(step)
             raise
         if shown:
             with self._counting:
-                if counted := _COUNTED.get(action.op, str(action.op)):
-                    self.summary.counts[counted] += 1
+                if step.counted:
+                    self.summary.counts[step.counted] += 1
                 self.summary.steps.append(step)
-            self._sink.resource_outputs(step)
+            self._sink.end(step)
 
     def drain(self) -> None:
         """Waits until every step that has begun has ended."""
@@ -234,12 +245,11 @@ class Deployment:
                 self.snapshot.end(gone=resource, write=not self.preview)
                 return True
             op = Op.DELETE_REPLACED if resource.delete else Op.DELETE
-            try:
+            # A failure has been told by then.
+            with contextlib.suppress(Exception):
                 self._perform(Action(op, resource, None))
-            except Exception as error:
-                self._sink.log(f"{resource.urn}: {error!r}")
-                return False
-            return True
+                return True
+            return False
 
         _graph.run_reversed(_graph.needs(condemned, resources), act, self._parallel, self.stopped)
 
@@ -255,25 +265,14 @@ class Deployment:
                 return True
             if resource.pending_replacement or resource.external:
                 return True
-            step = Step("refresh", resource.urn, resource.type, resource.name)
-            self._sink.resource_pre(step)
-            try:
-                result = self._provider(resource).read(
-                    self._call(resource, "read", old_outputs=resource.outputs)
-                )
+            with contextlib.suppress(Exception), self._telling(resource, "refresh") as step:
+                call = self._call(resource, "read", old_outputs=resource.outputs)
+                result = self._provider(resource).read(call)
                 step.diffs = self._refreshed(resource, result, gone)
-            except Exception as error:
-                step.error = str(error)
-                self.fail(f"{resource.urn}: {error}")
-                self.summary.steps.append(step)
-                self._sink.resource_failed(step)
-                return False
-            with self._counting:
-                op = "delete" if resource in gone else "update" if step.diffs else "refresh"
-                self.summary.counts[op] += 1
-                self.summary.steps.append(step)
-            self._sink.resource_outputs(step)
-            return True
+                if step.diffs:
+                    step.counted = "delete" if resource in gone else "update"
+                return True
+            return False
 
         _graph.run_reversed(independent, act, self._parallel, self.stopped)
         _forget(gone, self.snapshot.resources())
@@ -285,7 +284,7 @@ class Deployment:
     ) -> list[str]:
         if not result.id:
             gone.add(resource)
-            return ["deleted"]
+            return ["gone"]
         before = resource.clone()
         resource.id = result.id
         resource.outputs = result.outputs
@@ -295,7 +294,7 @@ class Deployment:
         _mark_secrets(resource)
         _share_ciphertexts(before, resource)
         for reason in result.init_errors:
-            self._sink.diagnostic("warning", resource.urn, reason, streaming=False)
+            self._sink.say("warning", resource.urn, reason)
         names = before.outputs.keys() | resource.outputs.keys()
         changed = sorted(
             name
@@ -333,33 +332,31 @@ class Deployment:
                     if condemned:
                         # It is looked at again when what lives is gone.
                         continue
-                    self._sink.diagnostic(
+                    self._sink.say(
                         "warning",
                         resource.urn,
                         "its replacement was interrupted while being created and may exist still; "
                         "its id cannot be known, so look for it yourself",
-                        streaming=False,
                     )
                     continue
                 if not made and provider and all(item.id != object_id for item in alive):
                     self._undo(provider, resource, object_id)
             except Exception as error:
-                self.fail(f"{resource.urn}, interrupted while creating, is still there: {error}")
+                if self.summary.ok:
+                    self.fail(
+                        f"{resource.urn}, interrupted while creating, is still there: {error}"
+                    )
                 return
             self.snapshot.end(cleared=operation)
 
     def _undo(self, provider: Provider, resource: ResourceState, object_id: str) -> None:
-        step = Step("delete", resource.urn, resource.type, resource.name, ["interrupted create"])
-        self._sink.resource_pre(step)
-        outputs = resource.inputs
-        if not object_id:
-            # Completing it is the only way to learn its id.
-            object_id, outputs = provider.create(self._call(resource, "create"))
-        resource.id, resource.outputs = object_id, outputs
-        provider.delete(self._call(resource, "delete", old_outputs=outputs))
-        self.summary.counts["delete"] += 1
-        self.summary.steps.append(step)
-        self._sink.resource_outputs(step)
+        with self._telling(resource, "delete", ["interrupted create"]):
+            outputs = resource.inputs
+            if not object_id:
+                # Completing it is the only way to learn its id.
+                object_id, outputs = provider.create(self._call(resource, "create"))
+            resource.id, resource.outputs = object_id, outputs
+            provider.delete(self._call(resource, "delete", old_outputs=outputs))
 
     def _provider(self, resource: ResourceState) -> Provider:
         if _urn.is_provider(resource.type):

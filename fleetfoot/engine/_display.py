@@ -1,118 +1,112 @@
-"""A plain display: one line a step, diagnostics as they come."""
+"""A run as lines; on a terminal also what is being worked on right now."""
 
 from __future__ import annotations
 
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Final, TextIO
 
-if TYPE_CHECKING:
-    from fleetfoot.engine._events import EventSink, Severity, Step
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
 
-_MARKS: Final = {
-    "create": "+",
-    "update": "~",
-    "delete": "-",
-    "create-replacement": "++",
-    "delete-replaced": "--",
-    "replace": "+-",
-    "refresh": "<",
+from fleetfoot.engine._events import WORDS, EventSink
+
+if TYPE_CHECKING:
+    from fleetfoot.engine._events import Severity, Step
+
+_OURS: Final = "pulumi-python:dynamic/"
+# Mark, what goes on, what was done.
+_OPS: Final = {
+    "create": ("+", "creating", "created"),
+    "update": ("~", "updating", "updated"),
+    "delete": ("-", "deleting", "deleted"),
+    "create-replacement": ("++", "creating replacement", "replacement created"),
+    "delete-replaced": ("--", "deleting what is replaced", "replaced one deleted"),
+    "refresh": ("<", "looking at it", ""),
 }
 
 
-class PlainDisplay:
-    """Writes steps and diagnostics as lines.
+class Display(EventSink):
+    """Writes steps and messages.
 
     Args:
         stream: Where to; standard error by default, so that output can be parsed.
-        same: Whether unchanged resources are shown as well.
     """
 
-    def __init__(self, stream: TextIO | None = None, *, same: bool = False) -> None:
-        self._stream = stream or sys.stderr
-        self._same = same
+    def __init__(self, stream: TextIO | None = None) -> None:
+        # Rich measures the terminal; elsewhere lines are never folded.
+        self._console = Console(
+            file=stream or sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
+        self._running: dict[int, tuple[Step, float]] = {}
+        # Starting the live part draws it at once.
+        self._lock = threading.RLock()
+        self._live: Live | None = None
 
-    def resource_pre(self, step: Step) -> None:
-        """Shows the beginning of a step that changes something."""
-        if step.op in _MARKS and step.op != "refresh":
-            why = f" [{', '.join(step.diffs)}]" if step.diffs else ""
-            self._line(f" {_MARKS[step.op]:2} {step.type} {step.name}{why}")
-
-    def resource_outputs(self, step: Step) -> None:
-        """Shows the end of a step."""
-        if step.op in _MARKS or self._same:
-            self._line(f"    {step.type} {step.name}: {step.op} done")
-
-    def resource_failed(self, step: Step) -> None:
-        """Shows a failure."""
-        self._line(f" !  {step.type} {step.name}: {step.op} failed: {step.error}")
-
-    def diagnostic(self, severity: Severity, urn: str, message: str, *, streaming: bool) -> None:
-        """Shows a message, except for debugging ones."""
-        if severity == "debug" or streaming:
+    def begin(self, step: Step) -> None:
+        """Shows what is being worked on: below the lines on a terminal, else as a line."""
+        if step.op not in _OPS:
             return
-        mark = "" if severity.startswith("info") else f"{severity}: "
+        with self._lock:
+            self._running[id(step)] = (step, time.monotonic())
+            if self._console.is_terminal and self._live is None:
+                self._live = Live(
+                    get_renderable=self._table,
+                    console=self._console,
+                    transient=True,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
+                )
+                self._live.start()
+        if not self._console.is_terminal and step.op != "refresh":
+            self._line(step, f"{_OPS[step.op][1]}{_why(step)}")
+
+    def end(self, step: Step) -> None:
+        """Shows how it ended."""
+        with self._lock:
+            _, began = self._running.pop(id(step), (step, time.monotonic()))
+        seconds = f"({time.monotonic() - began:.1f} s)"
+        if step.error:
+            self._line(step, f"failed {seconds}: {step.error}", "red")
+        elif step.op == "refresh" and step.counted in WORDS:
+            self._line(step, f"is {WORDS[step.counted][3]}{_why(step)}", "yellow")
+        elif step.op in _OPS and step.op != "refresh":
+            self._line(step, f"{_OPS[step.op][2]} {seconds}")
+
+    def say(self, severity: Severity, urn: str, message: str) -> None:
+        """Shows a message, except for debugging ones."""
+        if severity == "debug":
+            return
         about = f"{urn.rsplit('::', 1)[-1]}: " if urn else ""
-        self._line(f"{mark}{about}{message.rstrip()}")
+        mark = "" if severity.startswith("info") else f"{severity}: "
+        style = {"warning": "yellow", "error": "red"}.get(severity, "")
+        self._console.print(f"{mark}{about}{message.rstrip()}", style=style)
 
-    def log(self, message: str) -> None:
-        """Says nothing."""
-
-    def _line(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
-
-
-class NoDisplay:
-    """Shows nothing."""
-
-    def resource_pre(self, step: Step) -> None:
-        """Says nothing."""
-
-    def resource_outputs(self, step: Step) -> None:
-        """Says nothing."""
-
-    def resource_failed(self, step: Step) -> None:
-        """Says nothing."""
-
-    def diagnostic(self, severity: Severity, urn: str, message: str, *, streaming: bool) -> None:
-        """Says nothing."""
-
-    def log(self, message: str) -> None:
-        """Says nothing."""
-
-
-class OneAtATime:
-    """Hands events to a sink that need not be safe for threads.
-
-    Args:
-        sink: The sink.
-    """
-
-    def __init__(self, sink: EventSink) -> None:
-        self._sink = sink
-        self._lock = threading.Lock()
-
-    def resource_pre(self, step: Step) -> None:
-        """Hands on."""
+    def close(self) -> None:
+        """Takes what is being worked on off the terminal."""
         with self._lock:
-            self._sink.resource_pre(step)
+            live, self._live = self._live, None
+            self._running.clear()
+        if live is not None:
+            live.stop()
 
-    def resource_outputs(self, step: Step) -> None:
-        """Hands on."""
-        with self._lock:
-            self._sink.resource_outputs(step)
+    def _line(self, step: Step, text: str, style: str = "") -> None:
+        mark = "!" if step.error else _OPS[step.op][0]
+        kind = step.type.removeprefix(_OURS)
+        self._console.print(f" {mark:2} {kind} {step.name} {text}", style=style)
 
-    def resource_failed(self, step: Step) -> None:
-        """Hands on."""
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 1))
         with self._lock:
-            self._sink.resource_failed(step)
+            running = list(self._running.values())
+        for step, began in running:
+            mark, verb, _ = _OPS[step.op]
+            passed = f"{time.monotonic() - began:.0f} s"
+            table.add_row("", mark, step.type.removeprefix(_OURS), step.name, verb, passed)
+        return table
 
-    def diagnostic(self, severity: Severity, urn: str, message: str, *, streaming: bool) -> None:
-        """Hands on."""
-        with self._lock:
-            self._sink.diagnostic(severity, urn, message, streaming=streaming)
 
-    def log(self, message: str) -> None:
-        """Hands on."""
-        with self._lock:
-            self._sink.log(message)
+def _why(step: Step) -> str:
+    return f" [{', '.join(step.diffs)}]" if step.diffs else ""

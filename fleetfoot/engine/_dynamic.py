@@ -11,7 +11,7 @@ from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc
 from fleetfoot.engine import _urn
 from fleetfoot.engine._errors import EngineError, ProviderError, ProviderGoneError
 from fleetfoot.engine._process import Child
-from fleetfoot.engine._provider import Call, Checked, Diff, ReadResult
+from fleetfoot.engine._provider import Call, Checked, Diff, Provider, ReadResult
 from fleetfoot.engine._values import (
     Properties,
     annotate_secrets,
@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # Tracebacks come as metadata.
+    ("grpc.max_metadata_size", 1 << 24),
+    ("grpc.absolute_max_metadata_size", 1 << 24),
 )
 _START: Final = 60.0
 
 
-class DynamicProvider:
-    """The server that unpickles and runs the program's provider classes.
+class DynamicProvider(Provider):
+    """The server that unpickles and runs the program's provider classes, started when needed.
 
     It does not understand secrets: it gets plain values, and what it returns is marked again by
     what was sent.
@@ -43,6 +46,7 @@ class DynamicProvider:
         config: The stack's configuration.
         lock: The descriptor that its process keeps.
         log: Called with each line that a provider prints.
+        shorten: Makes a sentence of a traceback.
     """
 
     def __init__(
@@ -50,48 +54,64 @@ class DynamicProvider:
         project: str,
         directory: Path,
         config: Properties,
+        *,
         lock: int | None,
-        log: Callable[[str, str], None],
+        log: Callable[[str], None],
+        shorten: Callable[[str], str],
     ) -> None:
-        self._port: str | None = None
-        self._channel: grpc.Channel | None = None
-        self._ready = threading.Event()
-        self._child = Child(
+        self._log, self._shorten = log, shorten
+        self._config = config
+        self._begin: Callable[[], Child] = lambda: Child(
             {"kind": "dynamic"},
             cwd=directory,
             lock=lock,
-            stdout=lambda line: self._on_line(line, log),
-            stderr=lambda line: log("info", line),
+            stdout=self._on_line,
+            stderr=log,
             env={"PULUMI_PROJECT": project},
         )
-        threading.Thread(target=self._on_exit, daemon=True).start()
-        if not self._ready.wait(_START) or self._port is None:
-            self._child.close()
-            raise EngineError(
-                "The server of dynamic providers did not start",
-                "No resource of package pulumi-python can be handled",
-                "Its own message stands above; it needs `pulumi` and `dill` in this interpreter",
-            )
-        self._channel = grpc.insecure_channel(
-            f"127.0.0.1:{self._port}", options=list(CHANNEL_OPTIONS)
-        )
-        self._stub: Any = provider_pb2_grpc.ResourceProviderStub(self._channel)
-        self._stub.Configure(
-            provider_pb2.ConfigureRequest(
-                args=to_struct(config, secrets=True), acceptSecrets=True, acceptResources=True
-            )
-        )
+        self._starting = threading.Lock()
+        self._port: str | None = None
+        self._answered = threading.Event()
+        self._child: Child | None = None
+        self._channel: grpc.Channel | None = None
+        self._stub: Any = None
 
-    def _on_line(self, line: str, log: Callable[[str, str], None]) -> None:
+    def _start(self) -> Any:
+        """The stub of the server, which runs from now on."""
+        with self._starting:
+            if self._channel is None:
+                self._child = self._begin()
+                threading.Thread(target=self._on_exit, args=(self._child,), daemon=True).start()
+                if not self._answered.wait(_START) or self._port is None:
+                    raise EngineError(
+                        "The server of dynamic providers did not start",
+                        "No resource of package pulumi-python can be handled",
+                        "Its own message stands above; it needs `pulumi` and `dill` in this "
+                        "interpreter",
+                    )
+                self._channel = grpc.insecure_channel(
+                    f"127.0.0.1:{self._port}", options=list(CHANNEL_OPTIONS)
+                )
+                self._stub = provider_pb2_grpc.ResourceProviderStub(self._channel)
+                self._stub.Configure(
+                    provider_pb2.ConfigureRequest(
+                        args=to_struct(self._config, secrets=True),
+                        acceptSecrets=True,
+                        acceptResources=True,
+                    )
+                )
+            return self._stub
+
+    def _on_line(self, line: str) -> None:
         if self._port is None and line.strip().isdigit():
             self._port = line.strip()
-            self._ready.set()
+            self._answered.set()
         else:
-            log("info", line)
+            self._log(line)
 
-    def _on_exit(self) -> None:
-        self._child.process.wait()
-        self._ready.set()
+    def _on_exit(self, child: Child) -> None:
+        child.process.wait()
+        self._answered.set()
 
     def check(self, call: Call) -> Checked:
         """Calls the class's `check`."""
@@ -203,25 +223,20 @@ class DynamicProvider:
         """Ends the server."""
         if self._channel is not None:
             self._channel.close()
-        self._child.close()
+        if self._child is not None:
+            self._child.close()
 
     def _call(self, method: str, request: Any) -> Any:
+        stub = self._start()
         try:
-            return getattr(self._stub, method)(request)
+            return getattr(stub, method)(request)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAVAILABLE:
                 raise ProviderGoneError(
                     "the server of dynamic providers ended; its last words stand above"
                 ) from error
-            raise ProviderError(_explain(error)) from error
+            raise ProviderError(self._shorten((error.details() or "").strip())) from error
 
 
 def _names(call: Call) -> dict[str, Any]:
     return {"urn": call.urn, "name": _urn.name(call.urn), "type": _urn.kind(call.urn)}
-
-
-def _explain(error: grpc.RpcError) -> str:
-    """An exception of ours as its sentence; any other with its traceback and lines."""
-    text = (error.details() or "").strip()
-    trace, _, last = text.rpartition("\nfleetfoot.")
-    return last.partition(": ")[2] if trace and ": " in last else text

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 from fleetfoot.engine import _lock, _urn
 from fleetfoot.engine._backend import Backend
 from fleetfoot.engine._deployment import Deployment
-from fleetfoot.engine._display import NoDisplay, OneAtATime
 from fleetfoot.engine._dynamic import DynamicProvider
 from fleetfoot.engine._errors import EngineError
 from fleetfoot.engine._events import EventSink, Summary
@@ -26,6 +25,7 @@ from fleetfoot.engine._registry import DynamicPackage, Package, Registry
 from fleetfoot.engine._secrets import Crypter
 from fleetfoot.engine._snapshot import Snapshot
 from fleetfoot.engine._state import Checkpoint, ResourceState, recorded_salt
+from fleetfoot.engine._traces import Traces
 from fleetfoot.engine._values import Properties, Secret, reveal, unseal
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Engine:
         self._backend = Backend(backend_url, self._project.name, stack)
         self._passphrase = passphrase
         self._parallel = parallel
-        self._sink: EventSink = OneAtATime(display or NoDisplay())
+        self._sink = display or EventSink()
         self._lock_wait = lock_wait
         self._crypter: Crypter | None = None
 
@@ -185,12 +185,14 @@ class Engine:
             summary=Summary(kind),
             parallel=self._parallel,
             lock=lock,
+            traces=Traces(self._backend.traces),
         )
         try:
             with _interruptible(run.stop):
                 yield run
         finally:
             run.registry.close()
+            self._sink.close()
             run.summary.seconds = time.time() - started
             if not preview:
                 run.snapshot.write()
@@ -212,26 +214,26 @@ class _Run:
         summary: Summary,
         parallel: int,
         lock: int | None,
+        traces: Traces,
     ) -> None:
         self.project, self.stack, self.config = project, stack, config
         self.snapshot, self.sink, self.summary = snapshot, sink, summary
-        self.parallel, self.lock = parallel, lock
+        self.parallel, self.lock, self.traces = parallel, lock, traces
 
         def dynamic(inputs: Properties) -> Provider:
             return DynamicProvider(
                 project.name,
                 project.directory,
                 inputs,
-                lock,
-                lambda severity, line: sink.diagnostic(
-                    "info" if severity == "info" else "info#err", "", line, streaming=False
-                ),
+                lock=lock,
+                log=lambda line: sink.say("info", "", line),
+                shorten=traces.shorten,
             )
 
         def kubernetes() -> Package:
             package: Package = _load_kubernetes().KubernetesPackage(
                 self.interrupted,
-                lambda urn, text: sink.diagnostic("warning", urn, text, streaming=False),
+                lambda urn, text: sink.say("warning", urn, text),
             )
             return package
 
@@ -302,14 +304,13 @@ class _Run:
         interrupted = "\n".join(
             f"  * {item.resource.urn}, interrupted while {item.type}" for item in base.pending
         )
-        self.sink.diagnostic(
+        self.sink.say(
             "warning",
             "",
             f"An earlier run was cut off with {len(base.pending)} pending operations:\n"
             f"{interrupted}\n"
             "Interrupted creations are repeated, or undone when they are declared no more; "
             "everything else is compared and repeated as usual.",
-            streaming=False,
         )
 
 

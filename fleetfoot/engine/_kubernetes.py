@@ -85,45 +85,11 @@ class KubernetesPackage:
     def configure(self, inputs: Properties) -> Provider:
         """Connects on first use; with an unknown kubeconfig, never."""
         if contains(inputs, Unknown):
-            return _NotYet()
+            return Provider()
         return KubernetesProvider(inputs, self._stopped, self._warn)
 
 
-class _NotYet:
-    """A provider whose cluster will exist only after the update: previews alone meet it."""
-
-    def check(self, call: Call) -> Checked:
-        """Takes the inputs as they are."""
-        return Checked(dict(call.inputs))
-
-    def diff(self, _call: Call) -> Diff:
-        """Cannot tell."""
-        return Diff(None)
-
-    def create(self, _call: Call) -> tuple[str, Properties]:
-        """Knows no output."""
-        return "", {}
-
-    def update(self, _call: Call) -> Properties:
-        """Knows no output."""
-        return {}
-
-    def read(self, call: Call) -> ReadResult:
-        """Knows what state knows."""
-        return ReadResult(call.id, call.old_outputs, call.inputs)
-
-    def delete(self, _call: Call) -> None:
-        """Is never asked to."""
-
-    def pending_id(self, _call: Call) -> str:
-        """Cannot tell."""
-        return ""
-
-    def close(self) -> None:
-        """Has nothing to end."""
-
-
-class KubernetesProvider:
+class KubernetesProvider(Provider):
     """The objects of one cluster.
 
     Args:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fleetfoot.engine._planner import Planner
     from fleetfoot.engine._project import Config
     from fleetfoot.engine._state import ResourceState
+    from fleetfoot.engine._traces import Traces
 
     _Method = Callable[[Any, Any], Any]
 
@@ -62,6 +63,7 @@ class Monitor:
         deployment: Carries them out.
         config: The stack's configuration.
         sink: Where the program's messages go.
+        traces: Keeps the tracebacks in them.
         root: The project's folder.
         stack: The stack's name.
         project: The project's name.
@@ -74,6 +76,7 @@ class Monitor:
         deployment: Deployment,
         config: Config,
         sink: EventSink,
+        traces: Traces,
         *,
         root: Path,
         stack: str,
@@ -81,7 +84,8 @@ class Monitor:
         parallel: int,
     ) -> None:
         self._planner, self._deployment = planner, deployment
-        self._config, self._sink, self._root = config, sink, root
+        self._config, self._root = config, root
+        self._sink, self._traces = sink, traces
         self._stack, self._project, self._parallel = stack, project, parallel
         self._goals: dict[str, Goal] = {}
         self._defaults: dict[tuple[str, str], str] = {}
@@ -128,7 +132,7 @@ class Monitor:
                 actions = self._planner.plan(goal)
             except Exception as error:
                 self._deployment.fail(f"{goal.type} {goal.name!r}: {error}")
-                self._sink.diagnostic("error", goal.name, str(error), streaming=False)
+                self._sink.say("error", goal.name, str(error))
                 raise
         return self._deployment.run(actions), actions[-1].op
 
@@ -196,11 +200,10 @@ class Monitor:
         severity = _SEVERITIES.get(request.severity, "info")
         if severity == "error" and self._deployment.stopped.is_set() and _ECHO in request.message:
             severity = "debug"
+        message = self._traces.shorten(request.message)
         if severity == "error":
-            self._deployment.summary.errors.append(request.message.strip())
-        self._sink.diagnostic(
-            severity, request.urn, request.message, streaming=request.streamId != 0
-        )
+            self._deployment.summary.errors.append(message.strip())
+        self._sink.say(severity, request.urn, message)
 
     def _register(self, request: Any, context: Any) -> Any:
         try:

@@ -32,6 +32,7 @@ def run_program(run: _Run, planner: Planner, interrupted: threading.Event) -> No
         run.deployment,
         run.config,
         run.sink,
+        run.traces,
         root=run.project.directory,
         stack=run.stack,
         project=run.project.name,
@@ -57,10 +58,8 @@ def run_program(run: _Run, planner: Planner, interrupted: threading.Event) -> No
         },
         cwd=run.project.main if run.project.main.is_dir() else run.project.main.parent,
         lock=run.lock,
-        stdout=lambda line: run.sink.diagnostic("info", monitor.root_urn, line, streaming=False),
-        stderr=lambda line: run.sink.diagnostic(
-            "info#err", monitor.root_urn, line, streaming=False
-        ),
+        stdout=lambda line: run.sink.say("info", monitor.root_urn, line),
+        stderr=lambda line: run.sink.say("info#err", monitor.root_urn, line),
         env={"PYTHONDONTWRITEBYTECODE": "1"},
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fleetfoot.engine._values import Properties
@@ -71,29 +71,38 @@ class ReadResult:
     init_errors: list[str] = field(default_factory=list)
 
 
-class Provider(Protocol):
-    """One configured provider. Calls may come from several threads at once."""
+class Provider:
+    """One configured provider; this one knows nothing yet and is met by previews alone.
+
+    Calls may come from several threads at once.
+    """
 
     def check(self, call: Call) -> Checked:
         """Validates inputs and fills in defaults."""
+        return Checked(dict(call.inputs))
 
-    def diff(self, call: Call) -> Diff:
+    def diff(self, _call: Call) -> Diff:
         """Compares what is with what is asked for."""
+        return Diff(None)
 
-    def create(self, call: Call) -> tuple[str, Properties]:
+    def create(self, _call: Call) -> tuple[str, Properties]:
         """Makes the object and returns its id and outputs."""
+        return "", {}
 
-    def update(self, call: Call) -> Properties:
+    def update(self, _call: Call) -> Properties:
         """Changes the object in place and returns its outputs."""
+        return {}
 
     def read(self, call: Call) -> ReadResult:
         """Looks at the object."""
+        return ReadResult(call.id, call.old_outputs, call.inputs)
 
     def delete(self, call: Call) -> None:
         """Removes the object; one that is gone already is no error."""
 
-    def pending_id(self, call: Call) -> str:
+    def pending_id(self, _call: Call) -> str:
         """The id that an interrupted create would have given, or "" if it cannot be known."""
+        return ""
 
     def close(self) -> None:
         """Ends what the provider runs."""

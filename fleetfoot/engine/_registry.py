@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from fleetfoot.engine import _urn
 from fleetfoot.engine._errors import EngineError, UnsupportedError
-from fleetfoot.engine._provider import Call, Checked, Diff, Provider, ReadResult
+from fleetfoot.engine._provider import Call, Checked, Diff, Provider
 from fleetfoot.engine._values import Properties, equal
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Package(Protocol):
         """Makes a provider that works with them."""
 
 
-class Registry:
+class Registry(Provider):
     """Handles resources of type `pulumi:providers:*`, and finds the provider of any other.
 
     Args:
@@ -120,10 +120,6 @@ class Registry:
         self._configure(f"{call.urn}::{call.id}", call.inputs)
         return _without_internal(call.inputs)
 
-    def read(self, call: Call) -> ReadResult:
-        """Providers are what state says."""
-        return ReadResult(call.id, call.old_outputs, call.inputs)
-
     def delete(self, call: Call) -> None:
         """Ends a provider."""
         with self._lock:
@@ -161,57 +157,8 @@ class DynamicPackage:
         return Diff(None)
 
     def configure(self, inputs: Properties) -> Provider:
-        """Starts the server when the first resource needs it."""
-        return _Lazy(lambda: self._start(inputs))
-
-
-class _Lazy:
-    """A provider that starts on its first call."""
-
-    def __init__(self, start: Callable[[], Provider]) -> None:
-        self._start = start
-        self._lock = threading.Lock()
-        self._provider: Provider | None = None
-
-    def _started(self) -> Provider:
-        with self._lock:
-            if self._provider is None:
-                self._provider = self._start()
-            return self._provider
-
-    def check(self, call: Call) -> Checked:
-        """Hands on."""
-        return self._started().check(call)
-
-    def diff(self, call: Call) -> Diff:
-        """Hands on."""
-        return self._started().diff(call)
-
-    def create(self, call: Call) -> tuple[str, Properties]:
-        """Hands on."""
-        return self._started().create(call)
-
-    def update(self, call: Call) -> Properties:
-        """Hands on."""
-        return self._started().update(call)
-
-    def read(self, call: Call) -> ReadResult:
-        """Hands on."""
-        return self._started().read(call)
-
-    def delete(self, call: Call) -> None:
-        """Hands on."""
-        self._started().delete(call)
-
-    def pending_id(self, call: Call) -> str:
-        """Hands on."""
-        return self._started().pending_id(call)
-
-    def close(self) -> None:
-        """Ends what was started."""
-        with self._lock:
-            if self._provider is not None:
-                self._provider.close()
+        """The server starts when the first resource needs it."""
+        return self._start(inputs)
 
 
 def _package(urn: str) -> str:

@@ -17,10 +17,8 @@ from typing import Any
 import pytest
 
 from fleetfoot import artifacts
-from fleetfoot.engine import Engine, Step, Summary, _secrets
+from fleetfoot.engine import Engine, EventSink, Step, Summary, _secrets
 from fleetfoot.errors import FleetfootError
-
-ROOT = Path(__file__).resolve().parents[3]
 
 # What exists is one file an object; the log says in which order things were done. FAULT names a
 # moment at which the provider kills the engine, its parent: "<operation>:<name>:<before|after>".
@@ -112,27 +110,18 @@ config = pulumi.Config()
 
 
 @dataclass
-class Recorder:
+class Recorder(EventSink):
     """A display that keeps what it is told."""
 
     steps: list[Step] = field(default_factory=list)
     failed: list[Step] = field(default_factory=list)
     said: list[tuple[str, str]] = field(default_factory=list)
 
-    def resource_pre(self, step: Step) -> None:
-        pass
+    def end(self, step: Step) -> None:
+        (self.failed if step.error else self.steps).append(step)
 
-    def resource_outputs(self, step: Step) -> None:
-        self.steps.append(step)
-
-    def resource_failed(self, step: Step) -> None:
-        self.failed.append(step)
-
-    def diagnostic(self, severity: str, urn: str, message: str, *, streaming: bool) -> None:
+    def say(self, severity: str, urn: str, message: str) -> None:
         self.said.append((severity, message))
-
-    def log(self, message: str) -> None:
-        pass
 
 
 class Project:
@@ -166,8 +155,7 @@ class Project:
             "dev",
             backend_url=f"file://{self.backend}",
             passphrase="correct horse",
-            display=self.display,
-            **options,
+            **{"display": self.display, **options},
         )
 
     def up(self, body: str | None = None, **options: Any) -> Summary:
@@ -188,10 +176,9 @@ class Project:
 
     def process(self, method: str = "up", **env: str) -> subprocess.Popen[str]:
         """Runs the engine in a process of its own, which tests may kill."""
-        script = Path(__file__).with_name("drive.py")
         return subprocess.Popen(
-            [sys.executable, str(script), str(self.folder), str(self.backend), method],
-            env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
+            drive(self, method),
+            env={**os.environ, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -231,6 +218,12 @@ class Project:
             item for item in self.state()["resources"] if item["urn"].endswith(f"::{name}")
         )
         return found
+
+
+def drive(project: Project, method: str = "up") -> list[str]:
+    """The command that runs the engine in a process of its own."""
+    script = Path(__file__).with_name("drive.py")
+    return [sys.executable, str(script), str(project.folder), str(project.backend), method]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from fleetfoot.engine import Engine, EngineError, PlainDisplay, _secrets
+from fleetfoot.engine import Display, Engine, EngineError, _secrets
 from fleetfoot.engine._backend import Backend
 
 _secrets._ITERATIONS = int(os.environ["QUICK_KEYS"])  # type: ignore[misc]
@@ -32,7 +32,7 @@ try:
             "dev",
             backend_url=f"file://{backend}",
             passphrase="correct horse",
-            display=PlainDisplay(),
+            display=Display(),
         ),
         method,
     )()

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from fleetfoot.engine import _graph as graph
 from fleetfoot.engine import _urn as urns
 from fleetfoot.engine._deployment import Deployment
-from fleetfoot.engine._display import NoDisplay
-from fleetfoot.engine._events import Summary
+from fleetfoot.engine._events import EventSink, Summary
 from fleetfoot.engine._goal import Goal
 from fleetfoot.engine._planner import Planner
-from fleetfoot.engine._provider import Call, Checked, Diff, ReadResult
+from fleetfoot.engine._provider import Call, Checked, Diff, Provider, ReadResult
 from fleetfoot.engine._registry import Registry
 from fleetfoot.engine._snapshot import Snapshot
 from fleetfoot.engine._state import Checkpoint, ResourceState
@@ -30,7 +29,7 @@ class Killed(BaseException):
     """The process is no more."""
 
 
-class World:
+class World(Provider):
     """A provider and all that exists; ids follow from the inputs."""
 
     def __init__(self) -> None:
@@ -123,7 +122,7 @@ class Run:
         self.registry = Registry({"test": lambda: world}, base.resources)
         self.summary = Summary("update")
         self.deployment = Deployment(
-            self.snapshot, self.registry, NoDisplay(), self.summary, parallel=4, preview=False
+            self.snapshot, self.registry, EventSink(), self.summary, parallel=4, preview=False
         )
         self.base = base
 
