@@ -99,10 +99,8 @@ def write_initrd(
     """Write an uncompressed initrd: the guest reads it at memory speed."""
     order = modules.in_load_order(names)
     plain = [Path(p).name.partition(".")[0] + ".ko" for p in order]
-    entries: list[Entry] = [
-        (folder, stat.S_IFDIR | 0o755, b"", 0)
-        for folder in ("bin", "dev", "modules", "root", "sys")
-    ]
+    folders = ("bin", "dev", "modules", "root", "sys")
+    entries: list[Entry] = [(name, stat.S_IFDIR | 0o755, b"", 0) for name in folders]
     entries += [
         ("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes(), 0),
         ("dev/console", stat.S_IFCHR | 0o600, b"", os.makedev(5, 1)),
