@@ -204,7 +204,7 @@ delete table ip {self._table}
 table ip {self._table} {{
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
-        ip saddr {self.spec.cidr} oifname != "{self._outer}" masquerade
+        ip saddr {{ {self.spec.cidr}, {self.spec.uplink} }} oifname != "{self._outer}" masquerade
     }}
 }}
 """,
