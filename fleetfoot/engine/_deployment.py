@@ -6,13 +6,13 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
-from fleetfoot.engine import _graph, _urn
+from fleetfoot.engine import _graph, _marks, _urn
 from fleetfoot.engine._errors import EngineError, InitFailedError, ProviderGoneError
 from fleetfoot.engine._events import Step, Summary
 from fleetfoot.engine._planner import Action, Op
 from fleetfoot.engine._provider import Call, Provider, ReadResult
 from fleetfoot.engine._state import ResourceState, now
-from fleetfoot.engine._values import Secret, equal, seal
+from fleetfoot.engine._values import equal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,9 +134,9 @@ class Deployment:
         new.id, new.outputs = old.id, dict(old.outputs)
         if _urn.is_provider(new.type):
             self.registry.put(new)
-        _mark_secrets(new)
-        _share_ciphertexts(old, new)
-        self.snapshot.end(gone=old, new=new, write=_differs(old, new))
+        _marks.mark_secrets(new)
+        _marks.share_ciphertexts(old, new)
+        self.snapshot.end(gone=old, new=new, write=_marks.differs(old, new))
 
     def _create(self, old: ResourceState | None, new: ResourceState, *, condemns: bool) -> None:
         begun = self.snapshot.begin(new, "creating") if not self.preview else None
@@ -155,7 +155,7 @@ class Deployment:
             self.snapshot.end(begun)
             raise
         new.created = new.modified = now()
-        _mark_secrets(new)
+        _marks.mark_secrets(new)
         if condemns and old is not None:
             old.delete = True
         gone = old if old is not None and old.pending_replacement else None
@@ -179,7 +179,7 @@ class Deployment:
 
     def _update(self, old: ResourceState, new: ResourceState) -> None:
         new.id = old.id
-        _share_ciphertexts(old, new)
+        _marks.share_ciphertexts(old, new)
         begun = self.snapshot.begin(new, "updating") if not self.preview else None
         failure: InitFailedError | None = None
         try:
@@ -197,8 +197,8 @@ class Deployment:
         except BaseException:
             self.snapshot.end(begun)
             raise
-        _mark_secrets(new)
-        _share_ciphertexts(old, new)
+        _marks.mark_secrets(new)
+        _marks.share_ciphertexts(old, new)
         self.snapshot.end(begun, gone=old, new=new, write=not self.preview)
         if failure is not None:
             raise failure
@@ -275,7 +275,7 @@ class Deployment:
             return False
 
         _graph.run_reversed(independent, act, self._parallel, self.stopped)
-        _forget(gone, self.snapshot.resources())
+        _marks.forget(gone, self.snapshot.resources())
         for resource in gone:
             self.snapshot.end(gone=resource, write=False)
 
@@ -291,8 +291,8 @@ class Deployment:
         resource.init_errors = result.init_errors
         if result.inputs is not None:
             resource.inputs = result.inputs
-        _mark_secrets(resource)
-        _share_ciphertexts(before, resource)
+        _marks.mark_secrets(resource)
+        _marks.share_ciphertexts(before, resource)
         for reason in result.init_errors:
             self._sink.say("warning", resource.urn, reason)
         names = before.outputs.keys() | resource.outputs.keys()
@@ -381,64 +381,3 @@ def _take_partial(new: ResourceState, error: InitFailedError) -> None:
     new.init_errors = error.reasons
     if error.inputs is not None:
         new.inputs = error.inputs
-
-
-def _mark_secrets(resource: ResourceState) -> None:
-    """Makes secret what the program says is, and what came from a secret input."""
-    for key in resource.additional_secret_outputs:
-        if key in resource.outputs:
-            resource.outputs[key] = seal(resource.outputs[key])
-    for key, value in resource.inputs.items():
-        if isinstance(value, Secret) and key in resource.outputs:
-            resource.outputs[key] = seal(resource.outputs[key])
-
-
-def _share_ciphertexts(old: ResourceState, new: ResourceState) -> None:
-    """Lets unchanged secrets keep their ciphertexts, so that state changes only where it must."""
-    for before, after in ((old.inputs, new.inputs), (old.outputs, new.outputs)):
-        for key, value in after.items():
-            _share(before.get(key), value)
-
-
-def _share(before: Any, after: Any) -> None:
-    if isinstance(after, Secret):
-        if isinstance(before, Secret) and after.sealed is None and equal(before, after):
-            after.sealed = before.sealed
-    elif isinstance(after, dict) and isinstance(before, dict):
-        for key, value in after.items():
-            _share(before.get(key), value)
-    elif isinstance(after, list) and isinstance(before, list):
-        for old, new in zip(before, after, strict=False):
-            _share(old, new)
-
-
-# What may differ without being worth a write, as for the CLI.
-_UNWRITTEN = frozenset(
-    {"source_position", "stack_trace", "created", "modified", "aliases", "ignore_changes"}
-)
-
-
-def _differs(old: ResourceState, new: ResourceState) -> bool:
-    if set(old.dependencies) != set(new.dependencies):
-        return True
-    return any(
-        not equal(value, getattr(new, name))
-        for name, value in vars(old).items()
-        if name not in _UNWRITTEN and name not in ("dependencies", "property_dependencies", "extra")
-    )
-
-
-def _forget(gone: set[ResourceState], resources: list[ResourceState]) -> None:
-    """Takes every reference to vanished resources out of those that stay."""
-    urns = {item.urn: item.parent for item in gone}
-    for resource in resources:
-        while resource.parent in urns:
-            resource.parent = urns[resource.parent]
-        resource.dependencies = [urn for urn in resource.dependencies if urn not in urns]
-        resource.property_dependencies = {
-            key: left
-            for key, found in resource.property_dependencies.items()
-            if (left := [urn for urn in found if urn not in urns])
-        }
-        if resource.deleted_with in urns:
-            resource.deleted_with = ""

@@ -60,6 +60,8 @@ class Display(EventSink):
                     redirect_stderr=False,
                 )
                 self._live.start()
+                # A killed run must not leave the terminal without one.
+                self._console.show_cursor()
         if not self._console.is_terminal and step.op != "refresh":
             self._line(step, f"{_OPS[step.op][1]}{_why(step)}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import signal
 import threading
@@ -11,27 +10,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from fleetfoot.engine import _lock, _urn
+from fleetfoot.engine import _lock
 from fleetfoot.engine._backend import Backend
-from fleetfoot.engine._deployment import Deployment
-from fleetfoot.engine._dynamic import DynamicProvider
-from fleetfoot.engine._errors import EngineError
 from fleetfoot.engine._events import EventSink, Summary
 from fleetfoot.engine._graph import is_stack
-from fleetfoot.engine._planner import Planner
-from fleetfoot.engine._program import run_program
 from fleetfoot.engine._project import Config, Project, load_config, read_salt
-from fleetfoot.engine._registry import DynamicPackage, Package, Registry
+from fleetfoot.engine._run import Run
 from fleetfoot.engine._secrets import Crypter
 from fleetfoot.engine._snapshot import Snapshot
 from fleetfoot.engine._state import Checkpoint, ResourceState, recorded_salt
 from fleetfoot.engine._traces import Traces
-from fleetfoot.engine._values import Properties, Secret, reveal, unseal
+from fleetfoot.engine._values import Secret, reveal, unseal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-
-    from fleetfoot.engine._provider import Provider
+    from collections.abc import Collection, Iterator
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _HIDDEN: Final = "[secret]"
@@ -106,6 +98,11 @@ class Engine:
             run.destroy()
             return run.summary
 
+    def wait(self) -> None:
+        """Waits for other runs to end and removes the locks of dead ones, for the CLI's sake."""
+        with _lock.hold(self._backend.locks, self._lock_wait):
+            pass
+
     def outputs(self, show_secrets: bool = False) -> dict[str, Any]:
         """The stack's outputs.
 
@@ -157,7 +154,7 @@ class Engine:
         return self._crypter
 
     @contextlib.contextmanager
-    def _locked(self, kind: str) -> Iterator[_Run]:
+    def _locked(self, kind: str) -> Iterator[Run]:
         with (
             _lock.hold(self._backend.locks, self._lock_wait) as lock,
             self._run(kind, lock) as run,
@@ -165,7 +162,7 @@ class Engine:
             yield run
 
     @contextlib.contextmanager
-    def _run(self, kind: str, lock: int | None) -> Iterator[_Run]:
+    def _run(self, kind: str, lock: int | None) -> Iterator[Run]:
         started = time.time()
         base = self._load()
         crypter = self._crypt(None)
@@ -175,17 +172,16 @@ class Engine:
             self._backend.save(checkpoint.to_json(crypter.encrypt, crypter.state))
 
         preview = kind == "preview"
-        run = _Run(
+        run = Run(
             self._project,
             self._stack,
-            base,
-            snapshot=Snapshot(base, None if preview else save),
-            config=config,
-            sink=self._sink,
-            summary=Summary(kind),
+            config,
+            Snapshot(base, None if preview else save),
+            self._sink,
+            Traces(self._backend.traces),
+            Summary(kind),
             parallel=self._parallel,
             lock=lock,
-            traces=Traces(self._backend.traces),
         )
         try:
             with _interruptible(run.stop):
@@ -197,126 +193,6 @@ class Engine:
             if not preview:
                 run.snapshot.write()
                 self._backend.record(_update(run.summary, config, started))
-
-
-class _Run:
-    """One run: what it needs, and its phases."""
-
-    def __init__(
-        self,
-        project: Project,
-        stack: str,
-        base: Checkpoint,
-        *,
-        snapshot: Snapshot,
-        config: Config,
-        sink: EventSink,
-        summary: Summary,
-        parallel: int,
-        lock: int | None,
-        traces: Traces,
-    ) -> None:
-        self.project, self.stack, self.config = project, stack, config
-        self.snapshot, self.sink, self.summary = snapshot, sink, summary
-        self.parallel, self.lock, self.traces = parallel, lock, traces
-
-        def dynamic(inputs: Properties) -> Provider:
-            return DynamicProvider(
-                project.name,
-                project.directory,
-                inputs,
-                lock=lock,
-                log=lambda line: sink.say("info", "", line),
-                shorten=traces.shorten,
-            )
-
-        def kubernetes() -> Package:
-            package: Package = _load_kubernetes().KubernetesPackage(
-                self.interrupted,
-                lambda urn, text: sink.say("warning", urn, text),
-            )
-            return package
-
-        self.interrupted = threading.Event()
-        self.registry = Registry(
-            {"pulumi-python": lambda: DynamicPackage(dynamic), "kubernetes": kubernetes},
-            base.resources,
-        )
-        self.deployment = Deployment(
-            snapshot,
-            self.registry,
-            sink,
-            summary,
-            parallel=parallel,
-            preview=summary.kind == "preview",
-        )
-        self.on_stop: Callable[[], None] = lambda: None
-        self._warn_of_pending(base)
-
-    def stop(self) -> None:
-        """Lets running steps finish and begins nothing new."""
-        self.interrupted.set()
-        self.deployment.fail("The run was interrupted; what was done is in state")
-        self.on_stop()
-
-    def program(self, targets: Collection[str]) -> None:
-        """Runs the program, then deletes what it no longer declares."""
-        base = self.snapshot.resources()
-        if any(item.type == _urn.PROVIDER_PREFIX + "kubernetes" for item in base):
-            # It loads while the program does.
-            threading.Thread(target=_load_kubernetes, daemon=True).start()
-        planner = Planner(
-            self.stack,
-            self.project.name,
-            base,
-            self.registry,
-            preview=self.deployment.preview,
-            targets=targets,
-            interrupted=[item.resource for item in self.snapshot.interrupted],
-        )
-        run_program(self, planner, self.interrupted)
-        if not self.summary.ok:
-            return
-        condemned = [
-            item
-            for item in self.snapshot.resources()
-            if item.delete or (item in set(base) and item.urn not in planner.kept)
-        ]
-        if targets:
-            condemned = [item for item in condemned if item.delete or item.urn in targets]
-        self.deployment.delete_all(condemned, self.snapshot.resources())
-        self.deployment.clear_interrupted()
-
-    def refresh(self) -> None:
-        """Reads every resource."""
-        self.deployment.refresh_all(self.snapshot.resources())
-
-    def destroy(self) -> None:
-        """Deletes every resource."""
-        resources = self.snapshot.resources()
-        self.deployment.clear_interrupted(frozenset(item.urn for item in resources))
-        self.deployment.delete_all(resources, resources)
-        self.deployment.clear_interrupted()
-
-    def _warn_of_pending(self, base: Checkpoint) -> None:
-        if not base.pending:
-            return
-        interrupted = "\n".join(
-            f"  * {item.resource.urn}, interrupted while {item.type}" for item in base.pending
-        )
-        self.sink.say(
-            "warning",
-            "",
-            f"An earlier run was cut off with {len(base.pending)} pending operations:\n"
-            f"{interrupted}\n"
-            "Interrupted creations are repeated, or undone when they are declared no more; "
-            "everything else is compared and repeated as usual.",
-        )
-
-
-def _load_kubernetes() -> Any:
-    """The client takes a second to load, which other programs need not spend."""
-    return importlib.import_module("fleetfoot.engine._kubernetes")
 
 
 @contextlib.contextmanager
@@ -361,11 +237,3 @@ def _hide(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _hide(item) for key, item in value.items()}
     return [_hide(item) for item in value] if isinstance(value, list) else value
-
-
-def stack_urn(project: str, stack: str) -> str:
-    """The URN of the stack's own resource."""
-    return _urn.make(stack, project, "", _urn.ROOT_TYPE, f"{project}-{stack}")
-
-
-__all__ = ["Engine", "EngineError", "stack_urn"]

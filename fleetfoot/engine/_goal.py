@@ -62,10 +62,10 @@ class Goal:
 
         Args:
             request: The message.
-            root: The project's folder, for relative paths and source positions.
+            root: The project's folder, for source positions.
         """
         _refuse(request)
-        inputs = from_struct(request.object, root)
+        inputs = from_struct(request.object)
         dependencies = _unique(request.dependencies)
         if request.propertyDependencies:
             by_property = {

@@ -28,7 +28,6 @@ _dynamic: Any = kubernetes.dynamic
 _CONFLICT: Final = 409
 _NOT_FOUND: Final = 404
 _APPLY: Final = "application/apply-patch+yaml"
-_JSON_PATCH: Final = "application/json-patch+json"
 
 
 class Unreachable(ProviderError):  # noqa: N818
@@ -65,7 +64,7 @@ class Cluster:
     """Reads and writes objects.
 
     Args:
-        inputs: The provider resource's inputs: kubeconfig, context, cluster, namespace.
+        inputs: The provider resource's inputs: kubeconfig, context, namespace.
         stopped: Set when waiting is to end early.
     """
 
@@ -157,28 +156,6 @@ class Cluster:
             field_manager=manager,
             force_conflicts=force,
             **({"dry_run": "All"} if dry_run else {}),
-        )
-
-    def replace(self, obj: Object, manager: str, *, dry_run: bool = False) -> Object:
-        """Writes the whole object."""
-        return self._do(
-            self.resource(obj).replace,
-            body=obj,
-            name=name_of(obj),
-            namespace=self._namespace(obj),
-            field_manager=manager,
-            **({"dry_run": "All"} if dry_run else {}),
-        )
-
-    def patch(self, obj: Object, operations: list[Object]) -> Object:
-        """JSON patch."""
-        resource = self.resource(obj)
-        return self._do(
-            resource.patch,
-            body=operations,
-            name=name_of(obj),
-            namespace=self._namespace(obj),
-            content_type=_JSON_PATCH,
         )
 
     def delete(self, obj: Object, propagation: str) -> bool:

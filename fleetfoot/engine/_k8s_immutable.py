@@ -4,91 +4,28 @@ from __future__ import annotations
 
 from typing import Final
 
-_CONTAINER: Final = tuple(
-    f"spec.{kind}[*].{name}"
-    for kind in ("containers", "initContainers")
-    for name in (
-        "args",
-        "command",
-        "env",
-        "image",
-        "imagePullPolicy",
-        "lifecycle",
-        "livenessProbe",
-        "ports",
-        "readinessProbe",
-        "resources",
-        "securityContext",
-        "stdin",
-        "stdinOnce",
-        "terminationMessagePath",
-        "terminationMessagePolicy",
-        "tty",
-        "volumeDevices",
-        "volumeMounts",
-        "workingDir",
-    )
-)
-_POD: Final = tuple(
-    f"spec.{name}"
-    for name in (
-        "affinity",
-        "automountServiceAccountToken",
-        "dnsConfig",
-        "dnsPolicy",
-        "enableServiceLinks",
-        "hostAliases",
-        "hostIPC",
-        "hostNetwork",
-        "hostPID",
-        "hostname",
-        "imagePullSecrets",
-        "nodeName",
-        "nodeSelector",
-        "overhead",
-        "preemptionPolicy",
-        "priority",
-        "priorityClassName",
-        "readinessGates",
-        "restartPolicy",
-        "runtimeClassName",
-        "schedulerName",
-        "securityContext",
-        "serviceAccount",
-        "serviceAccountName",
-        "shareProcessNamespace",
-        "subdomain",
-        "terminationGracePeriodSeconds",
-        "volumes",
-    )
-)
-_VOLUME: Final = tuple(
-    f"spec.{name}"
-    for name in (
-        "awsElasticBlockStore",
-        "azureDisk",
-        "azureFile",
-        "cephfs",
-        "cinder",
-        "csi",
-        "fc",
-        "flexVolume",
-        "flocker",
-        "gcePersistentDisk",
-        "glusterfs",
-        "hostPath",
-        "iscsi",
-        "local",
-        "nfs",
-        "photonPersistentDisk",
-        "portworxVolume",
-        "quobyte",
-        "rbd",
-        "scaleIO",
-        "storageos",
-        "vsphereVolume",
-    )
-)
+
+def _under(prefix: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}.{name}" for name in names.split())
+
+
+_CONTAINER: Final = """
+    args command env image imagePullPolicy lifecycle livenessProbe ports readinessProbe
+    resources securityContext stdin stdinOnce terminationMessagePath terminationMessagePolicy
+    tty volumeDevices volumeMounts workingDir
+"""
+_POD: Final = """
+    affinity automountServiceAccountToken dnsConfig dnsPolicy enableServiceLinks hostAliases
+    hostIPC hostNetwork hostPID hostname imagePullSecrets nodeName nodeSelector overhead
+    preemptionPolicy priority priorityClassName readinessGates restartPolicy runtimeClassName
+    schedulerName securityContext serviceAccount serviceAccountName shareProcessNamespace
+    subdomain terminationGracePeriodSeconds volumes
+"""
+_VOLUME: Final = """
+    awsElasticBlockStore azureDisk azureFile cephfs cinder csi fc flexVolume flocker
+    gcePersistentDisk glusterfs hostPath iscsi local nfs photonPersistentDisk portworxVolume
+    quobyte rbd scaleIO storageos vsphereVolume
+"""
 
 # (group, version, kind) to paths.
 IMMUTABLE: Final[dict[tuple[str, str, str], tuple[str, ...]]] = {
@@ -111,14 +48,18 @@ IMMUTABLE: Final[dict[tuple[str, str, str], tuple[str, ...]]] = {
     ("rbac.authorization.k8s.io", "v1", "RoleBinding"): ("roleRef",),
     ("storage.k8s.io", "v1", "StorageClass"): ("parameters", "provisioner"),
     ("", "v1", "ConfigMap"): ("binaryData", "data"),
-    ("", "v1", "PersistentVolume"): _VOLUME,
+    ("", "v1", "PersistentVolume"): _under("spec", _VOLUME),
     ("", "v1", "PersistentVolumeClaim"): (
         "spec.accessModes",
         "spec.selector",
         "spec.storageClassName",
         "spec.volumeName",
     ),
-    ("", "v1", "Pod"): (*_POD, *_CONTAINER),
+    ("", "v1", "Pod"): (
+        *_under("spec", _POD),
+        *_under("spec.containers[*]", _CONTAINER),
+        *_under("spec.initContainers[*]", _CONTAINER),
+    ),
     ("", "v1", "ResourceQuota"): ("spec.scopes",),
     ("", "v1", "Secret"): ("type", "stringData", "data"),
     ("", "v1", "Service"): ("spec.clusterIP",),

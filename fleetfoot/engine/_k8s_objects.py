@@ -77,11 +77,6 @@ def _rename(value: Any, names: dict[str, str]) -> Any:
     return [_rename(item, names) for item in value] if isinstance(value, list) else value
 
 
-def is_patch(urn: str) -> bool:
-    """Whether the resource owns only some fields of an object that somebody else made."""
-    return _urn.kind(urn).endswith("Patch")
-
-
 def metadata(obj: Object) -> Object:
     """The object's metadata; empty when it is unknown."""
     found = obj.get("metadata")

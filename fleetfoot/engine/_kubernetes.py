@@ -19,6 +19,7 @@ from fleetfoot.engine._k8s_client import (
 )
 from fleetfoot.engine._k8s_ready import Failed, ready
 from fleetfoot.engine._provider import Call, Checked, Diff, Provider, ReadResult
+from fleetfoot.engine._registry import Package
 from fleetfoot.engine._values import Properties, Unknown, contains, equal, reveal
 
 if TYPE_CHECKING:
@@ -29,17 +30,18 @@ if TYPE_CHECKING:
 _TIMEOUT: Final = 600.0
 # The longest pause between two attempts to make an object whose namespace or kind is missing.
 _PATIENCE: Final = 8.0
-_LEGACY: Final = frozenset({"kubectl", "before-first-apply", "pulumi-kubernetes"})
+# `version` is which plug-in the SDK would load.
+_OPTIONS: Final = {"kubeconfig", "context", "namespace", "enableServerSideApply", "version"}
+_ANNOTATIONS: Final = ("waitFor", "patchFieldManager")
 _REFUSED_MODULES: Final = {
     "helm.sh": "Helm",
     "kustomize": "Kustomize",
     "yaml": "YAML files and groups",
 }
-_FALSE: Final = ("false", False)
 _PROPAGATION: Final = {"orphan": "Orphan", "background": "Background"}
 
 
-class KubernetesPackage:
+class KubernetesPackage(Package):
     """Provider resources of package `kubernetes`.
 
     Args:
@@ -48,14 +50,13 @@ class KubernetesPackage:
     """
 
     def __init__(self, stopped: threading.Event, warn: Callable[[str, str], None]) -> None:
-        self._stopped, self._warn = stopped, warn
+        super().__init__(lambda inputs: KubernetesProvider(inputs, stopped, warn))
 
     def check_config(self, inputs: Properties) -> Checked:
         """Refuses the modes that only the CLI's plug-in has."""
-        plain = reveal(inputs)
-        if plain.get("renderYamlToDirectory"):
-            raise UnsupportedError("The kubernetes provider's option renderYamlToDirectory")
-        if plain.get("enableServerSideApply") in _FALSE:
+        if others := sorted(inputs.keys() - _OPTIONS):
+            raise UnsupportedError(f"The kubernetes provider's option {', '.join(others)}")
+        if reveal(inputs.get("enableServerSideApply")) in ("false", False):
             raise UnsupportedError("The kubernetes provider without server-side apply")
         return Checked(dict(inputs))
 
@@ -69,24 +70,16 @@ class KubernetesPackage:
         )
         if not changed:
             return Diff(not equal(old, new), changed=["version"])
-        for key in ("kubeconfig", "context", "cluster"):
-            if isinstance(new.get(key), Unknown):
-                return Diff(True, [key], [key])
+        keys = [key for key in changed if key in ("kubeconfig", "context")]
+        if unknown := [key for key in keys if isinstance(new[key], Unknown)]:
+            return Diff(True, unknown, unknown)
         before, after = _active_cluster(old), _active_cluster(new)
         moved = before is not None and after is not None and before != after
-        keys = [key for key in changed if key in ("kubeconfig", "context", "cluster")]
-        identifier = "clusterIdentifier"
-        if new.get(identifier) and new.get(identifier) == old.get(identifier):
-            moved = False
-        elif new.get(identifier) and old.get(identifier):
-            return Diff(True, [identifier], changed)
         return Diff(True, keys if moved else [], changed)
 
     def configure(self, inputs: Properties) -> Provider:
         """Connects on first use; with an unknown kubeconfig, never."""
-        if contains(inputs, Unknown):
-            return Provider()
-        return KubernetesProvider(inputs, self._stopped, self._warn)
+        return Provider() if contains(inputs, Unknown) else super().configure(inputs)
 
 
 class KubernetesProvider(Provider):
@@ -119,21 +112,15 @@ class KubernetesProvider(Provider):
                 self._connected.close()
                 self._connected = None
 
-    def _option(self, name: str) -> bool:
-        return reveal(self._inputs.get(name)) in ("true", True)
-
     def check(self, call: Call) -> Checked:
         """Normalises, names, and puts into the provider's namespace."""
         _refuse(call.urn)
         obj = objects.normalise(objects.to_object(call.inputs))
         old = objects.normalise(objects.to_object(call.old_inputs))
-        if objects.annotation(obj, "pulumi.com/waitFor"):
-            raise UnsupportedError("The annotation pulumi.com/waitFor")
-        if objects.is_patch(call.urn):
-            if "name" not in objects.metadata(obj):
-                raise ProviderError("patch resources require the `.metadata.name` field to be set")
-        else:
-            objects.give_name(obj, old, call.urn)
+        for name in _ANNOTATIONS:
+            if objects.annotation(obj, f"pulumi.com/{name}"):
+                raise UnsupportedError(f"The annotation pulumi.com/{name}")
+        objects.give_name(obj, old, call.urn)
         if objects.metadata(obj).get("generateName"):
             raise ProviderError(
                 "the `.metadata.generateName` field is not supported in Server-Side Apply mode"
@@ -151,12 +138,7 @@ class KubernetesProvider(Provider):
         changes = objects.compare(call.old_outputs, call.inputs)
         ignored = _paths.touch(call.ignore, [path for path, _ in changes])
         changes = [(path, forced) for path, forced in changes if path not in ignored]
-        allowed = ("metadata.name", "metadata.namespace")
-        replaces = [
-            path
-            for path, forced in changes
-            if forced and (path in allowed or not objects.is_patch(call.urn))
-        ]
+        replaces = [path for path, forced in changes if forced]
         new = objects.to_object(call.inputs)
         _, live = objects.from_outputs(call.old_outputs)
         first = (
@@ -172,8 +154,7 @@ class KubernetesProvider(Provider):
     def create(self, call: Call) -> tuple[str, Properties]:
         """Applies a new object and waits until it is ready."""
         obj = objects.to_object(call.inputs)
-        manager = objects.annotation(obj, "pulumi.com/patchFieldManager")
-        manager = manager or objects.new_field_manager()
+        manager = objects.new_field_manager()
         if call.preview:
             return "", self._previewed(call, obj, manager)
         live = self._applied(call, obj, manager)
@@ -181,16 +162,15 @@ class KubernetesProvider(Provider):
 
     def _applied(self, call: Call, obj: Object, manager: str) -> Object:
         """Applies, and gives namespaces and kinds that are just coming up some time."""
-        owned = call.resumed or self._option("upsertExistingObjects") or objects.is_patch(call.urn)
-        force = call.resumed or self._force(obj)
+        force = call.resumed or _forced(obj)
         pause = 0.5
         while True:
             try:
-                if not owned and self._cluster.read(obj) is not None:
+                if not call.resumed and self._cluster.read(obj) is not None:
                     raise ProviderError(
                         f"{obj.get('kind')} {objects.object_id(obj)} exists already and is not "
-                        "this stack's. Nothing was changed. Rename the resource, or remove the "
-                        "object, or set upsertExistingObjects on the provider to take it over"
+                        "this stack's. Nothing was changed. Rename the resource or remove the "
+                        "object"
                     )
                 return self._cluster.apply(obj, manager, force=force)
             except Refused as error:
@@ -200,11 +180,6 @@ class KubernetesProvider(Provider):
                 raise ProviderError("the run was interrupted before the object was made")
             pause *= 2
             self._cluster.forget_kinds()
-
-    def _force(self, obj: Object) -> bool:
-        return objects.annotation(obj, "pulumi.com/patchForce") == "true" or self._option(
-            "enablePatchForce"
-        )
 
     def _awaited(
         self, call: Call, obj: Object, live: Object, manager: str
@@ -229,7 +204,7 @@ class KubernetesProvider(Provider):
 
     def _previewed(self, call: Call, obj: Object, manager: str) -> Properties:
         """The server's own answer to what would be, if it can be asked."""
-        if contains(obj, Unknown) or objects.is_patch(call.urn):
+        if contains(obj, Unknown):
             return dict(call.inputs)
         try:
             live = self._cluster.apply(obj, manager, force=True, dry_run=True)
@@ -241,8 +216,7 @@ class KubernetesProvider(Provider):
     def update(self, call: Call) -> Properties:
         """Applies the new inputs and waits until the object is ready."""
         obj = objects.normalise(objects.to_object(call.inputs))
-        old_manager = str(reveal(call.old_outputs.get(objects.FIELD_MANAGER, "pulumi-kubernetes")))
-        manager = objects.annotation(obj, "pulumi.com/patchFieldManager") or old_manager
+        manager = str(reveal(call.old_outputs.get(objects.FIELD_MANAGER, "pulumi-kubernetes")))
         if call.preview:
             return self._previewed(call, obj, manager)
         _, known = objects.from_outputs(call.old_outputs)
@@ -253,60 +227,14 @@ class KubernetesProvider(Provider):
                 f"{obj.get('kind')} {objects.object_id(obj)} is gone. Nothing was changed. "
                 "Run refresh first"
             )
+        for path in call.ignore:
+            _leave(obj, live, _paths.parse(path))
+        force = _forced(obj) or not live["metadata"].get("managedFields")
         try:
-            fresh = self._rewritten(call, obj, live, manager)
+            fresh = self._cluster.apply(obj, manager, force=force)
         except Refused as error:
             raise _explained(error, call.urn, manager) from error
-        _, outputs = self._awaited(call, obj, fresh, manager)
-        if manager != old_manager:
-            self._relinquish(obj, old_manager)
-        return outputs
-
-    def _rewritten(self, call: Call, obj: Object, live: Object, manager: str) -> Object:
-        if obj.get("kind") == "CustomResourceDefinition":
-            obj = copy.deepcopy(obj)
-            obj["metadata"]["resourceVersion"] = live["metadata"].get("resourceVersion")
-            return self._cluster.replace(obj, manager)
-        if not objects.is_patch(call.urn):
-            live = self._take_over(live, manager)
-        for path in call.ignore:
-            _leave(obj, live, _paths.parse(path), manager)
-        force = self._force(obj) or not live["metadata"].get("managedFields")
-        return self._cluster.apply(obj, manager, force=force)
-
-    def _take_over(self, live: Object, manager: str) -> Object:
-        """Gives what this provider wrote without server-side apply to the object's manager."""
-        fields = live["metadata"].get("managedFields") or []
-        legacy = [
-            entry
-            for entry in fields
-            if entry.get("manager") in _LEGACY and not entry.get("subresource")
-        ]
-        if not legacy:
-            return live
-        kept = [entry for entry in fields if entry not in legacy]
-        own = next(
-            (e for e in kept if e.get("manager") == manager and e.get("operation") == "Apply"), None
-        )
-        if own is None:
-            own = {**legacy[-1], "manager": manager, "operation": "Apply", "fieldsV1": {}}
-            kept.append(own)
-        for entry in legacy:
-            _union(own["fieldsV1"], entry.get("fieldsV1") or {})
-        version = live["metadata"].get("resourceVersion")
-        return self._cluster.patch(
-            live,
-            [
-                {"op": "replace", "path": "/metadata/managedFields", "value": kept},
-                {"op": "replace", "path": "/metadata/resourceVersion", "value": version},
-            ],
-        )
-
-    def _relinquish(self, obj: Object, manager: str) -> None:
-        bare = {key: obj.get(key) for key in ("apiVersion", "kind")}
-        meta = {key: obj["metadata"].get(key) for key in ("name", "namespace")}
-        bare["metadata"] = {key: value for key, value in meta.items() if value}
-        self._cluster.apply(bare, manager, force=False)
+        return self._awaited(call, obj, fresh, manager)[1]
 
     def read(self, call: Call) -> ReadResult:
         """Looks at the object and at what it lacks.
@@ -347,17 +275,7 @@ class KubernetesProvider(Provider):
         inputs, last = objects.from_outputs(call.old_outputs)
         known = last or objects.to_object(call.inputs)
         obj = _addressed(known, call.id)
-        if reveal(self._inputs.get("deleteUnreachable")) in ("true", True):
-            try:
-                self._cluster.read(obj)
-            except Unreachable:
-                self._warn(call.urn, "the cluster does not answer; the object is forgotten")
-                return
         manager = reveal(call.old_outputs.get(objects.FIELD_MANAGER))
-        if objects.is_patch(call.urn):
-            if manager:
-                self._relinquish(obj, str(manager))
-            return
         live = self._cluster.read(obj)
         if live is None or (not manager and not _ours(live)):
             # Without a recorded manager the create never ended: what is there may be another's.
@@ -385,8 +303,9 @@ def _refuse(urn: str) -> None:
     for prefix, what in _REFUSED_MODULES.items():
         if module.startswith(prefix):
             raise UnsupportedError(f"{what} of pulumi-kubernetes ({kind})")
-    if kind.endswith("List"):
-        raise UnsupportedError(f"A list as a resource ({kind})")
+    for suffix, what in (("List", "A list as a resource"), ("Patch", "A patch of an object")):
+        if kind.endswith(suffix):
+            raise UnsupportedError(f"{what} ({kind})")
 
 
 def _active_cluster(inputs: Properties) -> Any:
@@ -396,7 +315,7 @@ def _active_cluster(inputs: Properties) -> Any:
     clusters = {each["name"]: each.get("cluster") for each in document.get("clusters") or ()}
     if context not in contexts:
         return None
-    return clusters.get(inputs.get("cluster") or contexts[context].get("cluster"))
+    return clusters.get(contexts[context].get("cluster"))
 
 
 def _addressed(obj: Object, object_id: str) -> Object:
@@ -406,6 +325,10 @@ def _addressed(obj: Object, object_id: str) -> Object:
         "kind": obj.get("kind"),
         "metadata": {"name": name, **({"namespace": namespace} if namespace else {})},
     }
+
+
+def _forced(obj: Object) -> bool:
+    return objects.annotation(obj, "pulumi.com/patchForce") == "true"
 
 
 def _timeout(call: Call, obj: Object) -> float:
@@ -436,38 +359,15 @@ def _ours(live: Object) -> bool:
     )
 
 
-def _union(target: Object, source: Object) -> None:
-    for key, value in source.items():
-        _union(target.setdefault(key, {}), value)
-
-
-def _leave(obj: Object, live: Object, path: list[str | int], manager: str) -> None:
-    """Leaves an ignored field to whoever owns it; if that is nobody else, as it is."""
+def _leave(obj: Object, live: Object, path: list[str | int]) -> None:
+    """Leaves an ignored field as it is: to apply what is there takes it from nobody."""
     parent: Any = obj
     value: Any = live
     for part in path[:-1]:
         parent = parent.get(part) if isinstance(parent, dict) else None
         value = value.get(part) if isinstance(value, dict) else None
-    last = path[-1] if path else ""
-    if not isinstance(parent, dict) or not isinstance(value, dict) or last not in value:
-        return
-    owners = {
-        str(entry.get("manager"))
-        for entry in live["metadata"].get("managedFields") or ()
-        if _owns(entry.get("fieldsV1") or {}, path)
-    }
-    if owners and manager not in owners:
-        parent.pop(last, None)
-    else:
-        parent[last] = value[last]
-
-
-def _owns(fields: Object, path: list[str | int]) -> bool:
-    for part in path:
-        if f"f:{part}" not in fields:
-            return False
-        fields = fields[f"f:{part}"]
-    return True
+    if path and isinstance(parent, dict) and isinstance(value, dict) and path[-1] in value:
+        parent[path[-1]] = value[path[-1]]
 
 
 def _as_given(fresh: Object, inputs: Properties) -> Properties:

@@ -119,20 +119,13 @@ def _dead(content: dict[str, Any]) -> bool:
     except PermissionError:
         return False
     # The pid may be another process's by now: one that started after the lock was written.
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+    with contextlib.suppress(OSError, TypeError, ValueError, KeyError, IndexError):
         ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
         started = time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
-        locked = datetime.fromisoformat(_micros(str(content["timestamp"]))).timestamp()
+        locked = datetime.fromisoformat(content["timestamp"]).timestamp()
         return started > locked + 1
     return False
-
-
-def _micros(timestamp: str) -> str:
-    """The CLI writes nanoseconds, more digits than Python reads."""
-    head, dot, tail = timestamp.partition(".")
-    digits = tail[: len(tail) - len(tail.lstrip("0123456789"))]
-    return f"{head}{dot}{digits[:6]}{tail[len(digits) :]}" if dot else timestamp
 
 
 def _await_orphans(lock: Path) -> None:

@@ -20,14 +20,11 @@ from fleetfoot.engine._values import Properties, equal, from_struct, to_struct
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    from fleetfoot.engine._deployment import Deployment
-    from fleetfoot.engine._events import EventSink, Severity
+    from fleetfoot.engine._events import Severity
     from fleetfoot.engine._planner import Planner
-    from fleetfoot.engine._project import Config
+    from fleetfoot.engine._run import Run
     from fleetfoot.engine._state import ResourceState
-    from fleetfoot.engine._traces import Traces
 
     _Method = Callable[[Any, Any], Any]
 
@@ -59,34 +56,12 @@ class Monitor:
     """Serves one run of the program.
 
     Args:
+        run: The run.
         planner: Decides which steps a registration needs.
-        deployment: Carries them out.
-        config: The stack's configuration.
-        sink: Where the program's messages go.
-        traces: Keeps the tracebacks in them.
-        root: The project's folder.
-        stack: The stack's name.
-        project: The project's name.
-        parallel: What the program is told about parallelism.
     """
 
-    def __init__(
-        self,
-        planner: Planner,
-        deployment: Deployment,
-        config: Config,
-        sink: EventSink,
-        traces: Traces,
-        *,
-        root: Path,
-        stack: str,
-        project: str,
-        parallel: int,
-    ) -> None:
-        self._planner, self._deployment = planner, deployment
-        self._config, self._root = config, root
-        self._sink, self._traces = sink, traces
-        self._stack, self._project, self._parallel = stack, project, parallel
+    def __init__(self, run: Run, planner: Planner) -> None:
+        self._run, self._planner, self._deployment = run, planner, run.deployment
         self._goals: dict[str, Goal] = {}
         self._defaults: dict[tuple[str, str], str] = {}
         self._defaults_lock = threading.Lock()
@@ -109,7 +84,7 @@ class Monitor:
 
     def register(self, request: Any) -> tuple[ResourceState, Op]:
         """Registers one resource and carries its steps out."""
-        goal = Goal.parse(request, self._root)
+        goal = Goal.parse(request, self._run.project.directory)
         if parent := self._goals.get(goal.parent):
             goal.inherit(parent)
         elif goal.parent:
@@ -132,7 +107,7 @@ class Monitor:
                 actions = self._planner.plan(goal)
             except Exception as error:
                 self._deployment.fail(f"{goal.type} {goal.name!r}: {error}")
-                self._sink.say("error", goal.name, str(error))
+                self._run.sink.say("error", goal.name, str(error))
                 raise
         return self._deployment.run(actions), actions[-1].op
 
@@ -159,7 +134,7 @@ class Monitor:
         with self._defaults_lock:
             key = (package, version)
             if key not in self._defaults:
-                inputs: Properties = self._config.package(package)
+                inputs: Properties = self._run.config.package(package)
                 if version:
                     inputs.update({INTERNAL: {}, "version": version})
                 suffix = f"_{version.replace('.', '_')}" if version else ""
@@ -176,7 +151,7 @@ class Monitor:
     def outputs(self, request: Any) -> None:
         """Takes the outputs of a component or of the stack."""
         state = self._registered[request.urn]
-        outputs = from_struct(request.outputs, self._root)
+        outputs = from_struct(request.outputs)
         changed = not equal(state.outputs, outputs)
         state.outputs = outputs
         if changed and not self._deployment.preview:
@@ -185,13 +160,13 @@ class Monitor:
     def info(self) -> Any:
         """What the program may ask about the run."""
         return resource_pb2.DeploymentInfo(
-            project=self._project,
-            stack=self._stack,
+            project=self._run.project.name,
+            stack=self._run.stack,
             organization="organization",
-            config=self._config.values,
-            configSecretKeys=sorted(self._config.secret),
+            config=self._run.config.values,
+            configSecretKeys=sorted(self._run.config.secret),
             dryRun=self._deployment.preview,
-            parallel=self._parallel,
+            parallel=self._run.parallel,
             supportedFeatures=list(_FEATURES.values()),
         )
 
@@ -200,10 +175,10 @@ class Monitor:
         severity = _SEVERITIES.get(request.severity, "info")
         if severity == "error" and self._deployment.stopped.is_set() and _ECHO in request.message:
             severity = "debug"
-        message = self._traces.shorten(request.message)
+        message = self._run.traces.shorten(request.message)
         if severity == "error":
             self._deployment.summary.errors.append(message.strip())
-        self._sink.say(severity, request.urn, message)
+        self._run.sink.say(severity, request.urn, message)
 
     def _register(self, request: Any, context: Any) -> Any:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fleetfoot.engine import _paths, _urn
 from fleetfoot.engine._errors import EngineError, ProviderError
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
     from fleetfoot.engine._goal import Alias, Goal
     from fleetfoot.engine._registry import Registry
+
+
+# What a resource takes over from its registration unchanged.
+_AS_ASKED: Final = (
+    *("type", "custom", "parent", "inputs", "dependencies", "property_dependencies"),
+    *("additional_secret_outputs", "custom_timeouts", "deleted_with", "ignore_changes"),
+    *("replace_on_changes", "source_position", "stack_trace"),
+)
 
 
 class Op(StrEnum):
@@ -296,27 +304,16 @@ class Planner:
         return Action(Op.SAME, old, old.clone())
 
     def _new(self, urn: str, goal: Goal, old: ResourceState | None) -> ResourceState:
+        provided = goal.custom and not _urn.is_provider(goal.type)
         return ResourceState(
             urn=urn,
-            type=goal.type,
-            custom=goal.custom,
-            inputs=goal.inputs,
-            parent=goal.parent,
+            **{name: getattr(goal, name) for name in _AS_ASKED},
+            provider=goal.provider if provided else "",
             protect=bool(goal.protect),
-            dependencies=goal.dependencies,
-            provider=goal.provider if goal.custom and not _urn.is_provider(goal.type) else "",
-            property_dependencies=goal.property_dependencies,
-            additional_secret_outputs=goal.additional_secret_outputs,
-            aliases=[old.urn] if old is not None and old.urn != urn else [],
-            custom_timeouts=goal.custom_timeouts,
             retain_on_delete=bool(goal.retain_on_delete),
-            deleted_with=goal.deleted_with,
+            aliases=[old.urn] if old is not None and old.urn != urn else [],
             created=old.created if old is not None else "",
             modified=old.modified if old is not None else "",
-            source_position=goal.source_position,
-            stack_trace=goal.stack_trace,
-            ignore_changes=goal.ignore_changes,
-            replace_on_changes=goal.replace_on_changes,
             extra=dict(old.extra) if old is not None else {},
         )
 

@@ -10,34 +10,21 @@ from fleetfoot.engine._monitor import Monitor
 from fleetfoot.engine._process import Child
 
 if TYPE_CHECKING:
-    import threading
-
-    from fleetfoot.engine._engine import _Run
     from fleetfoot.engine._planner import Planner
+    from fleetfoot.engine._run import Run
 
 # The SDK gives each registration a thread; more than this many at once do not happen.
 _THREADS: Final = 256
 
 
-def run_program(run: _Run, planner: Planner, interrupted: threading.Event) -> None:
+def run_program(run: Run, planner: Planner) -> None:
     """Runs the program to its end.
 
     Args:
         run: The run that it is part of.
         planner: What its registrations are planned by.
-        interrupted: Set when the user wants no more of it.
     """
-    monitor = Monitor(
-        planner,
-        run.deployment,
-        run.config,
-        run.sink,
-        run.traces,
-        root=run.project.directory,
-        stack=run.stack,
-        project=run.project.name,
-        parallel=run.parallel,
-    )
+    monitor = Monitor(run, planner)
     child = Child(
         {
             "kind": "program",
@@ -77,11 +64,11 @@ def run_program(run: _Run, planner: Planner, interrupted: threading.Event) -> No
         # What was under way in the engine goes on to its end; the program is not there to hear it.
         run.deployment.drain()
         monitor.close()
-    _judge(run, monitor, code, interrupted)
+    _judge(run, monitor, code)
 
 
-def _judge(run: _Run, monitor: Monitor, code: int, interrupted: threading.Event) -> None:
-    if interrupted.is_set() or not run.summary.ok:
+def _judge(run: Run, monitor: Monitor, code: int) -> None:
+    if run.interrupted.is_set() or not run.summary.ok:
         return
     if code == _runner.SHOWN:
         run.deployment.fail("The program failed; its message stands above")

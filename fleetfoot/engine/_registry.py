@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from fleetfoot.engine import _urn
 from fleetfoot.engine._errors import EngineError, UnsupportedError
@@ -19,17 +19,27 @@ if TYPE_CHECKING:
 INTERNAL: Final = "__internal"
 
 
-class Package(Protocol):
-    """How a package's provider resources are checked, compared and made to work."""
+class Package:
+    """How a package's provider resources are checked, compared and made to work.
+
+    Args:
+        start: Makes a provider from their inputs.
+    """
+
+    def __init__(self, start: Callable[[Properties], Provider]) -> None:
+        self._start = start
 
     def check_config(self, inputs: Properties) -> Checked:
         """Validates the provider resource's inputs."""
+        return Checked(dict(inputs))
 
-    def diff_config(self, old: Properties, new: Properties) -> Diff:
-        """Compares them."""
+    def diff_config(self, _old: Properties, _new: Properties) -> Diff:
+        """Compares them; here the engine does, and resources never move."""
+        return Diff(None)
 
     def configure(self, inputs: Properties) -> Provider:
         """Makes a provider that works with them."""
+        return self._start(inputs)
 
 
 class Registry(Provider):
@@ -136,29 +146,6 @@ class Registry(Provider):
             for provider in self._live.values():
                 provider.close()
             self._live.clear()
-
-
-class DynamicPackage:
-    """Package `pulumi-python`: nothing to check, one server for all.
-
-    Args:
-        start: Makes the server from the configuration.
-    """
-
-    def __init__(self, start: Callable[[Properties], Provider]) -> None:
-        self._start = start
-
-    def check_config(self, inputs: Properties) -> Checked:
-        """Takes any configuration."""
-        return Checked(dict(inputs))
-
-    def diff_config(self, old: Properties, new: Properties) -> Diff:  # noqa: ARG002
-        """Leaves the comparison to the engine; resources never move."""
-        return Diff(None)
-
-    def configure(self, inputs: Properties) -> Provider:
-        """The server starts when the first resource needs it."""
-        return self._start(inputs)
 
 
 def _package(urn: str) -> str:

@@ -32,6 +32,11 @@ class Snapshot:
         self._lock = threading.Lock()
 
     @property
+    def pending(self) -> list[Operation]:
+        """All that an earlier run began and did not end."""
+        return list(self._interrupted)
+
+    @property
     def interrupted(self) -> list[Operation]:
         """The creations that an earlier run began and nobody has cleared up yet."""
         return [item for item in self._interrupted if item.type == "creating"]

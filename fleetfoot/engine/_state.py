@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -16,40 +16,8 @@ from fleetfoot.engine._values import Decrypt, Encrypt, Properties, from_state, t
 # What the CLI writes here is its own version; it only ever shows it.
 ENGINE_VERSION: Final = f"fleetfoot-{fleetfoot.__version__}"
 
-# (attribute, JSON key) in the order in which the CLI writes them.
-_FIELDS: Final = (
-    ("urn", "urn"),
-    ("custom", "custom"),
-    ("delete", "delete"),
-    ("id", "id"),
-    ("type", "type"),
-    ("inputs", "inputs"),
-    ("outputs", "outputs"),
-    ("parent", "parent"),
-    ("protect", "protect"),
-    ("taint", "taint"),
-    ("external", "external"),
-    ("dependencies", "dependencies"),
-    ("init_errors", "initErrors"),
-    ("provider", "provider"),
-    ("property_dependencies", "propertyDependencies"),
-    ("pending_replacement", "pendingReplacement"),
-    ("additional_secret_outputs", "additionalSecretOutputs"),
-    ("aliases", "aliases"),
-    ("custom_timeouts", "customTimeouts"),
-    ("import_id", "importID"),
-    ("retain_on_delete", "retainOnDelete"),
-    ("deleted_with", "deletedWith"),
-    ("created", "created"),
-    ("modified", "modified"),
-    ("source_position", "sourcePosition"),
-    ("stack_trace", "stackTrace"),
-    ("ignore_changes", "ignoreChanges"),
-    ("replace_on_changes", "replaceOnChanges"),
-)
 _VERSION: Final = 3
 _ALWAYS: Final = {"urn", "custom", "type"}
-_BY_KEY: Final = {key: attribute for attribute, key in _FIELDS}
 
 
 @dataclass(eq=False)
@@ -75,7 +43,6 @@ class ResourceState:
     additional_secret_outputs: list[str] = field(default_factory=list)
     aliases: list[str] = field(default_factory=list)
     custom_timeouts: dict[str, float] = field(default_factory=dict)
-    import_id: str = ""
     retain_on_delete: bool = False
     deleted_with: str = ""
     created: str = ""
@@ -109,7 +76,7 @@ class ResourceState:
     def to_json(self, encrypt: Encrypt) -> dict[str, Any]:
         """The resource as the checkpoint stores it; empty fields are left out."""
         document: dict[str, Any] = {}
-        for attribute, key in _FIELDS:
+        for key, attribute in _ATTRIBUTES.items():
             value = getattr(self, attribute)
             if attribute in ("inputs", "outputs"):
                 value = to_state(value, encrypt)
@@ -120,16 +87,27 @@ class ResourceState:
     @classmethod
     def from_json(cls, document: dict[str, Any], decrypt: Decrypt) -> ResourceState:
         """Reads one resource; keys it does not know go to `extra`."""
-        fields: dict[str, Any] = {}
+        known: dict[str, Any] = {}
         extra: dict[str, Any] = {}
         for key, value in document.items():
             if key in ("inputs", "outputs"):
-                fields[key] = from_state(value, decrypt)
-            elif key in _BY_KEY:
-                fields[_BY_KEY[key]] = value
+                known[key] = from_state(value, decrypt)
+            elif key in _ATTRIBUTES:
+                known[_ATTRIBUTES[key]] = value
             else:
                 extra[key] = value
-        return cls(**fields, extra=extra)
+        return cls(**known, extra=extra)
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
+
+
+# JSON key to attribute; what has none is kept in `extra`.
+_ATTRIBUTES: Final = {
+    _camel(each.name): each.name for each in fields(ResourceState) if each.name != "extra"
+}
 
 
 @dataclass

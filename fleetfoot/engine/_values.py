@@ -1,15 +1,13 @@
 """Property values: in memory, on the wire and in the checkpoint.
 
 In memory a value is None, bool, int, float, str, list or dict, or one of the two classes here.
-Assets and resource references stay dicts that carry the protocol's signature key.
+Resource references stay dicts that carry the protocol's signature key.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from google.protobuf import struct_pb2
@@ -125,12 +123,12 @@ def annotate_secrets(outputs: Properties, inputs: Properties) -> None:
 # --- the wire ---------------------------------------------------------------------------------
 
 
-def from_struct(struct: struct_pb2.Struct, root: Path | None = None) -> Properties:
-    """Reads a protocol message; `root` resolves the relative paths of file assets."""
-    return {key: _from_wire(value, root) for key, value in struct.fields.items()}
+def from_struct(struct: struct_pb2.Struct) -> Properties:
+    """Reads a protocol message."""
+    return {key: _from_wire(value) for key, value in struct.fields.items()}
 
 
-def _from_wire(value: struct_pb2.Value, root: Path | None) -> Value:
+def _from_wire(value: struct_pb2.Value) -> Value:
     kind = value.WhichOneof("kind")
     if kind == "string_value":
         return UNKNOWN_VALUE if value.string_value == UNKNOWN else value.string_value
@@ -139,9 +137,9 @@ def _from_wire(value: struct_pb2.Value, root: Path | None) -> Value:
     if kind == "bool_value":
         return value.bool_value
     if kind == "list_value":
-        return [_from_wire(item, root) for item in value.list_value.values]
+        return [_from_wire(item) for item in value.list_value.values]
     if kind == "struct_value":
-        return _from_object(from_struct(value.struct_value, root), root)
+        return _from_object(from_struct(value.struct_value))
     return None
 
 
@@ -149,33 +147,16 @@ def _number(number: float) -> int | float:
     return int(number) if number.is_integer() and abs(number) <= _EXACT else number
 
 
-def _from_object(fields: Properties, root: Path | None) -> Value:
+def _from_object(fields: Properties) -> Value:
     sig = fields.get(SIG)
     if sig == SEALED_SIG:
         return seal(fields.get("value"))
     if sig == OUTPUT_SIG:
         value = fields.get("value", UNKNOWN_VALUE)
         return seal(value) if fields.get("secret") else value
-    if sig == ASSET_SIG:
-        return _asset(fields, root)
-    if sig == ARCHIVE_SIG:
-        raise UnsupportedError("An archive as a resource property")
+    if sig in (ASSET_SIG, ARCHIVE_SIG):
+        raise UnsupportedError("An asset or archive as a resource property")
     return fields
-
-
-def _asset(fields: Properties, root: Path | None) -> Properties:
-    """An asset with its content hash, by which both engines see a change of content."""
-    if fields.get("hash"):
-        return fields
-    if fields.get("text"):
-        content = str(fields["text"]).encode()
-    elif fields.get("path"):
-        content = ((root or Path()) / str(fields["path"])).read_bytes()
-    elif fields.get("uri"):
-        raise UnsupportedError("A remote asset (an asset with a URI)")
-    else:
-        content = b""
-    return {**fields, "hash": hashlib.sha256(content).hexdigest()}
 
 
 def to_struct(

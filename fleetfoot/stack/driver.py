@@ -13,13 +13,13 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from fleetfoot.engine import Engine, EngineError
+from fleetfoot.engine import Engine
 from fleetfoot.errors import FleetfootError
 from fleetfoot.paths import PROJECT, private_dir, write_private
 from fleetfoot.shell import run
 
 if TYPE_CHECKING:
-    from fleetfoot.engine import EventSink
+    from fleetfoot.engine import EventSink, Summary
 
 __all__ = ["Driver", "Result", "driver"]
 
@@ -34,12 +34,10 @@ class Result:
 
     Attributes:
         ok: Whether all went well.
-        changes: Resources changed (or to be changed, in a preview).
-        summary: One line for people.
+        summary: What was done, for people.
     """
 
     ok: bool
-    changes: int
     summary: str
 
 
@@ -92,19 +90,23 @@ def passphrase() -> str:
     return PASSPHRASE.read_text().strip()
 
 
+def _engine(stack: str, display: EventSink | None = None) -> Engine:
+    private_dir(STATE)
+    return Engine(
+        PROJECT,
+        stack,
+        backend_url=f"file://{STATE}",
+        passphrase=passphrase(),
+        display=display,
+        lock_wait=_LOCK_WAIT_SECONDS,
+    )
+
+
 class _Embedded:
     name: Literal["embedded"] = "embedded"
 
     def __init__(self, stack: str, display: EventSink | None) -> None:
-        private_dir(STATE)
-        self._engine = Engine(
-            PROJECT,
-            stack,
-            backend_url=f"file://{STATE}",
-            passphrase=passphrase(),
-            display=display,
-            lock_wait=_LOCK_WAIT_SECONDS,
-        )
+        self._engine = _engine(stack, display)
 
     def preview(self) -> Result:
         return self._told(self._engine.preview())
@@ -119,24 +121,18 @@ class _Embedded:
         return self._told(self._engine.destroy())
 
     def outputs(self) -> dict[str, Any]:
-        try:
-            return self._engine.outputs(show_secrets=True)
-        except EngineError as told:
-            raise FleetfootError(str(told)) from told
+        return self._engine.outputs(show_secrets=True)
 
-    def _told(self, summary: Any) -> Result:
-        counts = ", ".join(f"{count} {op}" for op, count in sorted(summary.counts.items()))
-        line = f"{summary.kind}: {counts or 'nothing'} in {summary.seconds:.0f} s"
-        return Result(summary.ok, summary.changes, line)
+    def _told(self, summary: Summary) -> Result:
+        return Result(summary.ok, str(summary))
 
 
 class _PulumiCli:
     name: Literal["pulumi"] = "pulumi"
 
     def __init__(self, stack: str) -> None:
-        private_dir(STATE)
-        passphrase()
         self._stack = stack
+        self._embedded = _engine(stack)
         self._environment = environment()
         self._pulumi("stack", "select", "--create", stack, quiet=True)
 
@@ -158,8 +154,10 @@ class _PulumiCli:
         return found
 
     def _run(self, *arguments: str) -> Result:
+        # The CLI takes the lock of a killed run for a living one's, and does not wait.
+        self._embedded.wait()
         status = self._pulumi(*arguments, "--stack", self._stack)
-        return Result(status == 0, 0, f"pulumi {arguments[0]} ended with status {status}")
+        return Result(status == 0, f"pulumi {arguments[0]} ended with status {status}")
 
     def _pulumi(self, *arguments: str, quiet: bool = False) -> int:
         output = subprocess.DEVNULL if quiet else None

@@ -500,7 +500,7 @@ def test_other_engine_goes_on_after_a_kill(
     else:
         # To the CLI a lock is a lock, whether or not its holder lives.
         assert "locked" in stack.cli("up", "--yes", "--skip-preview", "--stack=dev", status=1)
-        stack.cli("cancel", "--yes", "--stack=dev")
+        stack.engine(lock_wait=60).wait()
         output = stack.cli("up", "--yes", "--skip-preview", "--stack=dev")
         # The CLI keeps what it does not know; the embedded engine clears it up.
         assert "pending" in output

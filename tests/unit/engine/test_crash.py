@@ -59,24 +59,48 @@ def converges(project: Project) -> None:
 @pytest.mark.parametrize(
     "moment",
     [
-        "create:a:before",
-        "create:a:after",
-        "update:a:after",
-        "create:c-2:after",
-        "delete:c-1:before",
-        "delete:c-1:after",
-        "delete:d:after",
-        "create:d:after",
+        f"{operation}:{when}"
+        for operation in (
+            *("create:a", "create:b", "update:a", "update:b"),
+            *("create:c-2", "delete:c-1", "delete:d", "create:d"),
+        )
+        for when in ("before", "after")
     ],
 )
 def test_killed_in_the_middle_of_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Path, moment: str
 ) -> None:
     # Creations of unchanged names are met by a first run, all else by a second.
-    project = Project(tmp_path, monkeypatch, None if moment.startswith("create:a") else first)
+    fresh = moment.startswith(("create:a", "create:b"))
+    project = Project(tmp_path, monkeypatch, None if fresh else first)
     project.program(BODY.format(v=2))
     killed(project, FAULT=moment)
     converges(project)
+
+
+@pytest.mark.parametrize("moment", ["delete:e:after", "delete:d:before", "delete:a:after"])
+def test_killed_destroy_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Path, moment: str
+) -> None:
+    project = Project(tmp_path, monkeypatch, first)
+    killed(project, "destroy", FAULT=moment)
+    # What exists is known to state, whatever moment it was.
+    assert set(project.objects()) <= {item["id"] for item in project.state()["resources"][2:]}
+    assert project.engine().destroy().ok
+    assert project.objects() == {}
+    assert "resources" not in project.state()
+
+
+def test_killed_refresh_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Path
+) -> None:
+    project = Project(tmp_path, monkeypatch, first)
+    (project.store / "e.json").unlink()
+    killed(project, "refresh", SAVES="1")
+    assert project.names() == ["a", "b", "c", "d", "e"]
+    assert project.engine().refresh().counts == {"refresh": 4, "delete": 1}
+    assert project.up(BODY.format(v=1)).ok
+    assert set(project.objects()) == {"a", "b", "c-1", "d", "e"}
 
 
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])

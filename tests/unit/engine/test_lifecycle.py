@@ -214,6 +214,25 @@ def test_targets_leave_the_others(project: Project) -> None:
     }
 
 
+def test_target_that_needs_what_is_no_target_is_told(project: Project) -> None:
+    project.up('Item("a")')
+    urn = project.resource("a")["urn"]
+    body = 'new = Item("new"); Item("a", new.content)'
+    summary = project.up(body, targets=[urn])
+    assert not summary.ok
+    assert "which is not in the targets" in summary.errors[0]
+    assert "::new" in summary.errors[0]
+    assert set(project.objects()) == {"a"}
+
+
+def test_target_that_is_not_there_is_told(project: Project) -> None:
+    project.up('Item("a"); Item("b")')
+    urn = project.resource("a")["urn"]
+    summary = project.up('Item("a")', targets=[urn + "x"])
+    assert any(f"The target {urn}x is neither in" in error for error in summary.errors)
+    assert set(project.objects()) == {"a", "b"}
+
+
 def test_failed_step_stops_the_rest_and_is_told_with_its_line(project: Project) -> None:
     project.fail("create:b")
     body = 'a = Item("a"); b = Item("b", a.name); Item("c", b.name)'

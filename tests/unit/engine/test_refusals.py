@@ -33,6 +33,7 @@ from .conftest import Project
             "resource hooks",
         ),
         ('Item("x", pulumi.FileArchive("."))', "archive"),
+        ('Item("x", pulumi.StringAsset("text"))', "asset"),
     ],
 )
 def test_unsupported_request_is_refused(project: Project, body: str, what: str) -> None:

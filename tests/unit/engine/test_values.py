@@ -67,12 +67,6 @@ def test_true_is_not_one() -> None:
     assert equal([1], [1.0])
 
 
-def test_text_asset_gets_the_hash_of_its_content() -> None:
-    struct = values.to_struct({"a": {values.SIG: values.ASSET_SIG, "text": "hi"}}, secrets=True)
-    asset = values.from_struct(struct)["a"]
-    assert asset["hash"] == "8f434346648f6b96df89dda901c5176b10a6d83961dd3c1ac88b59b2dc327aa4"
-
-
 def test_wrong_passphrase_is_told(crypter: Crypter) -> None:
     with pytest.raises(EngineError, match="passphrase"):
         Crypter("wrong", crypter.state)
