@@ -93,10 +93,12 @@ def _network(stack: str) -> NetworkSpec:
 
 
 def _give_archives(paths: StackPaths) -> None:
-    """Let the machine install packages from where the host does; its image names no archive."""
+    """Let the machine install packages from where the host does."""
     root = paths.machines / NAME / "root"
     given = paths.root / "archives"
     apt.write_package_manager_tree(given, suite=_SUITE)
+    for source in (root / "etc/apt/sources.list.d").iterdir():
+        source.unlink()
     run(["cp", "--recursive", f"{given / 'etc/apt'}/.", str(root / "etc/apt")])
     # As old as can be, so that tasks with cache_valid_time read the lists, which the image lacks.
     os.utime(root / "var/lib/apt/lists", (0, 0))

@@ -20,3 +20,7 @@ def test_module_is_blocked(configuration, module):
 def test_files(host):
     file = host.file("/etc/modprobe.d/50-usb-disable.conf")
     assert (file.user, file.mode) == ("root", 0o644)
+
+
+def test_rules_are_sound(host):
+    host.check_output("udevadm verify /etc/udev/rules.d/50-usb-disable.rules")
