@@ -139,8 +139,10 @@ def _write(definition: Definition, key: str, root: Path, out: Path) -> None:
     tree.check_no_secrets(root)
     if definition.format == "ext4":
         disk.ext4(root, out / "disk.raw", mebibytes=definition.size, key=key)
-    elif definition.format == "erofs":
-        disk.erofs(root, out / "disk.raw", key=key)
+    elif definition.format == "split":
+        size, plain = definition.size, definition.plain
+        target, work = out / "disk.raw", out.parent
+        disk.split(root, target, work=work, mebibytes=size, plain=plain, key=key)
     elif definition.format == "grub":
         size, cmdline = definition.size, definition.cmdline
         grub.write(root, out / "disk.raw", mebibytes=size, cmdline=cmdline, key=key)

@@ -17,11 +17,21 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Definition", "content_key"]
 
-FORMATS = ("directory", "ext4", "erofs", "grub", "oci")
+FORMATS = ("directory", "ext4", "split", "grub", "oci")
 _SEEDS = ("credentials", "cloud-init")
 # Beside the content of a role: nothing that reaches a machine.
 _NOT_CONTENT = {"README.md", "__pycache__", "molecule"}
-_KEYS = {"format", "seed", "size", "cmdline", "modules", "initrd_modules", "command", "user"}
+_KEYS = {
+    "cmdline",
+    "command",
+    "format",
+    "initrd_modules",
+    "modules",
+    "plain",
+    "seed",
+    "size",
+    "user",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,8 @@ class Definition:
         folder: The folder.
         format: What the disk is (`FORMATS`).
         seed: How a machine gets its identity: systemd credentials or cloud-init.
-        size: Virtual size of the disk in MiB; the file is sparse.
+        size: Virtual size of the writable file system in MiB; the file is sparse.
+        plain: Files below /usr, as regular expressions, that stay unpacked (split).
         cmdline: Kernel command line for direct boot.
         modules: Kernel modules that stay, as patterns below `kernel/`; empty keeps all.
         initrd_modules: Modules that the initrd loads, in order; empty means there is no initrd of
@@ -47,6 +58,7 @@ class Definition:
     format: str
     seed: str = "credentials"
     size: int = 0
+    plain: tuple[str, ...] = ()
     cmdline: str = ""
     modules: tuple[str, ...] = ()
     initrd_modules: tuple[str, ...] = ()
@@ -75,6 +87,7 @@ class Definition:
             format=data["format"],
             seed=data.get("seed", "credentials"),
             size=data.get("size", 0),
+            plain=tuple(data.get("plain", ())),
             cmdline=" ".join(data.get("cmdline", ())),
             modules=tuple(data.get("modules", ())),
             initrd_modules=tuple(data.get("initrd_modules", ())),
@@ -86,7 +99,7 @@ class Definition:
     @property
     def direct_boot(self) -> bool:
         """Whether a hypervisor boots the kernel itself, without a boot loader on the disk."""
-        return self.format in ("ext4", "erofs")
+        return self.format in ("ext4", "split")
 
 
 def _check(path: Path, data: dict[str, Any]) -> None:

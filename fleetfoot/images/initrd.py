@@ -99,7 +99,7 @@ def write_initrd(
     """Write an uncompressed initrd: the guest reads it at memory speed."""
     order = modules.in_load_order(names)
     plain = [Path(p).name.partition(".")[0] + ".ko" for p in order]
-    folders = ("bin", "dev", "modules", "root", "sys")
+    folders = ("bin", "dev", "modules", "root", "sys", "usr")
     entries: list[Entry] = [(name, stat.S_IFDIR | 0o755, b"", 0) for name in folders]
     entries += [
         ("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes(), 0),

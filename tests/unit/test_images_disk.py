@@ -33,6 +33,28 @@ def test_the_file_system_holds_the_tree_and_stays_sparse(tree: Path, tmp_path: P
     assert run("debugfs", "-R", "cat /etc/hostname", str(target)) == "here\n"
 
 
+def test_a_split_disk_has_a_packed_usr_and_a_root_without_end(tree: Path, tmp_path: Path) -> None:
+    (tree / "usr/bin").mkdir(parents=True)
+    (tree / "usr/bin/big").write_bytes(b"again " * MIB)
+    (tree / "usr/bin/plain").write_bytes(b"again " * (MIB // 6))
+    target, work = tmp_path / "disk.raw", tmp_path / "work"
+    work.mkdir()
+    disk.split(tree, target, work=work, mebibytes=64, plain=["^bin/plain$"], key="k")
+    content = target.read_bytes()
+    first, second = (
+        struct.unpack_from("<II", content, offset) for offset in (446 + 8, 446 + 16 + 8)
+    )
+    assert content[510:512] == b"\x55\xaa"
+    assert first[0] * 512 == MIB
+    assert MIB < first[1] * 512 < 2 * MIB  # six times that unpacked
+    assert sum(second) == 0xFFFFFFFF
+    (magic,) = struct.unpack_from("<I", content, MIB + 1024)
+    assert magic == 0xE0F5E1E2
+    inside = f"{target}?offset={second[0] * 512}"
+    assert run("debugfs", "-R", "cat /etc/hostname", inside) == "here\n"
+    assert "upper" in run("debugfs", "-R", "ls /var/lib/usr", inside)
+
+
 def test_the_same_key_gives_the_same_identifiers_and_another_gives_others() -> None:
     assert disk.identifier("k", "root") == disk.identifier("k", "root")
     assert disk.identifier("k", "root") != disk.identifier("l", "root")

@@ -16,7 +16,7 @@ def test_vital_units_are_not(host, unit):
 
 
 def test_the_runtime_gets_the_cpu(host):
-    assert host.check_output("systemctl show -P StartupCPUWeight containerd.service") == "1000"
+    assert host.check_output("systemctl show -P CPUWeight containerd.service") == "1000"
 
 
 def test_journal_stays_in_memory(host):
