@@ -29,7 +29,7 @@ __all__ = ["Qemu"]
 _MACHINE = "q35,usb=off,smbus=off,sata=off,vmport=off,hpet=off,i8042=off"
 _SEED = "seed.iso"
 _SHUTDOWN_SECONDS = 30
-_SSH_SECONDS = 300
+_SSH_SECONDS = 900
 
 
 class Qemu:
