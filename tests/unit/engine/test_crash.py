@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -124,6 +125,28 @@ def test_killed_creation_is_told_and_pending(project: Project) -> None:
     project.up('Item("a"); Item("b")')
     said = [message for severity, message in project.display.said if severity == "warning"]
     assert any("interrupted while creating" in message for message in said)
+
+
+@pytest.mark.parametrize("content", ["x", "y"])
+def test_pending_creation_that_the_cli_kept_is_cleared_or_told(
+    project: Project, content: str
+) -> None:
+    """The CLI makes the resource anew and leaves the pending operation where it was."""
+    project.program('Item("a", "x")')
+    killed(project, FAULT="create:a:after")
+    pending = project.state()["pending_operations"]
+    project.up(f'Item("a", "{content}")')
+    document = json.loads(project.state_file.read_text())
+    document["checkpoint"]["latest"]["pending_operations"] = pending
+    project.state_file.write_text(json.dumps(document))
+    assert project.up().counts == {"same": 2}
+    assert set(project.objects()) == {"a"}
+    told = any("look for it yourself" in message for _, message in project.display.said)
+    # Made from the same inputs, it is the same object.
+    assert told == ("pending_operations" in project.state()) == (content == "y")
+    assert project.engine().destroy().ok
+    assert project.objects() == {}
+    assert "pending_operations" not in project.state()
 
 
 @pytest.mark.parametrize("provider", ["items.Item()", "items.Known()"])

@@ -150,6 +150,14 @@ def test_options_that_change_what_happens(project: Project) -> None:
     assert "delete inside" not in project.log()
 
 
+def test_what_is_deleted_with_a_replaced_resource_is_not_deleted_itself(project: Project) -> None:
+    body = 'host = Item("host", fixed={v}); Item("guest", opts=Opts(deleted_with=host))'
+    project.up(body.format(v=1))
+    project.forget_log()
+    assert project.up(body.format(v=2)).counts == {"same": 1, "replace": 2}
+    assert project.log() == ["delete host", "create host", "create guest"]
+
+
 def test_aliases_keep_the_object(project: Project) -> None:
     project.up("""
         class Box(pulumi.ComponentResource):
