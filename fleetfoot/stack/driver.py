@@ -154,8 +154,9 @@ class _PulumiCli:
         return found
 
     def _run(self, *arguments: str) -> Result:
-        # The CLI takes the lock of a killed run for a living one's, and does not wait.
-        self._embedded.wait()
+        if arguments[0] != "preview":
+            # The CLI takes the lock of a killed run for a living one's, and does not wait.
+            self._embedded.wait()
         status = self._pulumi(*arguments, "--stack", self._stack)
         return Result(status == 0, f"pulumi {arguments[0]} ended with status {status}")
 
