@@ -62,7 +62,9 @@ class Shared:
 
     def test(self, role: str) -> tuple[int, str]:
         """Return the status and output of Molecule's run."""
-        self.facts = self.facts or machine.up(self.stack)
+        if not self.facts:
+            machine.down(self.stack)  # what a killed run left
+            self.facts = machine.up(self.stack)
         ephemeral = self.folder / role
         machine.describe(self.stack, self.facts, ephemeral, ephemeral / "instance_config.yml")
         sequence = "shared.yml" if needs(role) <= self.done else "shared_prepare.yml"
