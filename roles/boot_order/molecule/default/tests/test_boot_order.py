@@ -4,7 +4,12 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "unit", ["systemd-networkd-wait-online.service", "ldconfig.service", "NetworkManager-wait-online.service"]
+    "unit",
+    [
+        "systemd-networkd-wait-online.service",
+        "ldconfig.service",
+        "NetworkManager-wait-online.service",
+    ],
 )
 def test_is_masked(host, unit):
     assert host.check_output(f"systemctl is-enabled {unit} || true") == "masked"

@@ -1,7 +1,7 @@
 """One instance: checked configuration, TLS, reload without a gap."""
 
 FETCH = (
-    "python3 -c \"import ssl,urllib.request as u;"
+    'python3 -c "import ssl,urllib.request as u;'
     "c=ssl.create_default_context(cafile='/etc/kubernetes/pki/ca.crt');c.check_hostname=False;"
     "print(u.urlopen('https://127.0.0.1:8098/',context=c,timeout=5).read().decode())\""
 )

@@ -6,5 +6,3 @@ import pytest
 @pytest.mark.parametrize("name", ["mtools", "patch"])
 def test_installed(host, name):
     assert host.package(name).is_installed
-
-

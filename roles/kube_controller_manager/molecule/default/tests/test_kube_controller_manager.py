@@ -34,9 +34,7 @@ def test_gives_a_node_its_range(host):
 
 
 def test_makes_service_accounts(host):
-    host.check_output(
-        f"{KUBECTL} wait serviceaccount/default --for=create --timeout=60s"
-    )
+    host.check_output(f"{KUBECTL} wait serviceaccount/default --for=create --timeout=60s")
 
 
 def test_keys_are_private(host):

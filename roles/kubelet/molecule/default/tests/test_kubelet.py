@@ -27,7 +27,8 @@ def test_kubelet_understands_its_configuration(host):
     done = host.run(
         "timeout 20 /usr/local/bin/kubelet --config=/etc/kubernetes/kubelet.yaml"
         " --config-dir=/etc/kubernetes/kubelet.conf.d --v=2"
-        " --kubeconfig=/nonexistent --root-dir=/run/role-test-kubelet --cert-dir=/run/role-test-kubelet"
+        " --kubeconfig=/nonexistent"
+        " --root-dir=/run/role-test-kubelet --cert-dir=/run/role-test-kubelet"
     )
     said = done.stdout + done.stderr
     assert "failed to validate kubelet configuration" not in said, said[-2000:]

@@ -2,8 +2,8 @@
 
 import json
 import os
-import ssl
 import socket
+import ssl
 from pathlib import Path
 
 FACTS = json.loads((Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "machine.json").read_text())

@@ -1,8 +1,9 @@
 """Programs that run here and are of the pinned version."""
 
+from pathlib import Path
+
 import pytest
 import yaml
-from pathlib import Path
 
 DEFAULTS = Path(__file__).parents[3] / "defaults/main.yml"
 VERSIONS = yaml.safe_load(DEFAULTS.read_text())["node_software_versions"]

@@ -2,7 +2,16 @@
 
 import pytest
 
-MODULES = ["ehci_hcd", "ohci_hcd", "uas", "uhci_hcd", "usb_storage", "usbcore", "usbhid", "xhci_hcd"]
+MODULES = [
+    "ehci_hcd",
+    "ohci_hcd",
+    "uas",
+    "uhci_hcd",
+    "usb_storage",
+    "usbcore",
+    "usbhid",
+    "xhci_hcd",
+]
 
 
 @pytest.fixture(scope="module")
