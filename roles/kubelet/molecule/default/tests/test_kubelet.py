@@ -12,7 +12,7 @@ def test_identity(host):
     assert link.is_symlink
     assert host.file(link.linked_to).mode == 0o600
     certificate = x509.load_pem_x509_certificate(link.content)
-    assert certificate.subject.rfc4514_string() == "O=system:nodes,CN=system:node:target"
+    assert certificate.subject.rfc4514_string() == "CN=system:node:target,O=system:nodes"
     assert host.run_test(f"openssl verify -CAfile /etc/kubernetes/pki/ca.crt {CURRENT}")
 
 

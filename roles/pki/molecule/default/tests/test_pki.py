@@ -33,7 +33,7 @@ def test_leaf(host):
     assert key.mode == 0o600
     assert host.run_test("openssl verify -CAfile /etc/role-test/ca.crt /etc/role-test/leaf.crt")
     certificate = x509.load_pem_x509_certificate(host.file("/etc/role-test/leaf.crt").content)
-    assert certificate.subject.rfc4514_string() == "O=testers,CN=role-test"
+    assert certificate.subject.rfc4514_string() == "CN=role-test,O=testers"
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["role-test.example"]
     assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == [FACTS["address"]]
