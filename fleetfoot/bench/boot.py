@@ -23,6 +23,7 @@ from fleetfoot.bench.report import Report, medians, now
 from fleetfoot.cluster import is_ready
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ledger, process
+from fleetfoot.machines.accel import accelerator
 from fleetfoot.machines.qemu import mac
 from fleetfoot.shell import run as run_program
 
@@ -55,6 +56,8 @@ def run(target: Path, rounds: int = ROUNDS, progress: Callable[[str], None] = pr
     measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in _ARMS}
     stages: dict[str, list[dict[str, float]]] = {arm: [] for arm in _ARMS}
     with cluster.running(_ARMS, progress) as bench:
+        # Asked here, of the kernel that can be probed: both arms run on what it says.
+        progress(f"accelerator: {accelerator(Path(bench.images['serverless'].kernel))}")
         sizes = {arm: image_size(bench.images[arm]) for arm in _ARMS}
         for number in range(1, rounds + 1):
             for arm in _ARMS:
