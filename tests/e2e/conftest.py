@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PROJECT = Path(__file__).parents[2]
+STATE = PROJECT / ".fleetfoot"
 BIN = Path(sys.executable).parent
 KILLS = 2
 #: Seconds within which a run is killed: from the first resource to the last playbook.
@@ -103,6 +104,13 @@ class Stack:
             return True
         return False
 
+    def kill_runs(self, count: int) -> int:
+        """Begin so many runs and kill them at random moments; return how many it caught."""
+        chance = random.SystemRandom()
+        moments = [chance.uniform(*KILLED_WITHIN) for _ in range(count)]
+        print(f"killing {count} runs after {moments} s")
+        return sum(self.killed_up(moment) for moment in moments)
+
     def status(self) -> dict[str, Any]:
         """Return what `status --json` says."""
         found: dict[str, Any] = json.loads(self.fleetfoot("status", "--json").stdout)
@@ -147,16 +155,38 @@ def eventually(check: Callable[[], Any], timeout: float = 120, pause: float = 1.
         time.sleep(pause)
 
 
+def assert_nothing_left(stack: str, addresses: str) -> None:
+    """Require that a stack left nothing on the host.
+
+    Args:
+        stack: Its name.
+        addresses: How its addresses begin.
+    """
+
+    def said(*argv: str) -> str:
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    assert f"fleetfoot-{stack}" not in said("ip", "netns", "list")
+    assert f"/.fleetfoot/{stack}/" not in Path("/proc/mounts").read_text()
+    assert not (STATE / stack).exists()
+    assert not (Path("/run/fleetfoot") / stack).exists()
+    assert addresses not in said("ip", "route")
+    assert addresses not in said("nft", "list", "ruleset")
+    assert addresses not in said("ip", "-4", "address")
+    for found in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = found.read_text(errors="replace")
+        except OSError:
+            continue
+        assert f"/.fleetfoot/{stack}/" not in words, words
+
+
 @pytest.fixture(scope="session")
 def environment() -> Iterator[Stack]:
     """The running stack, brought up by runs of which the first ones were killed."""
     stack = Stack("e2e", 84)
-    chance = random.SystemRandom()
-    moments = [chance.uniform(*KILLED_WITHIN) for _ in range(KILLS)]
-    print(f"killing the first runs after {moments} s")
     try:
-        for moment in moments:
-            stack.killed_up(moment)
+        stack.kill_runs(KILLS)
         stack.fleetfoot("up")
         yield stack
     finally:

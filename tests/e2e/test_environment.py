@@ -15,12 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import PROJECT, Stack, eventually
+from tests.e2e.conftest import STATE, Stack, assert_nothing_left, eventually
 
 pytestmark = pytest.mark.e2e
-
-STATE = PROJECT / ".fleetfoot"
-NO_CHANGE = re.compile(r"unchanged|no changes?|nothing", re.IGNORECASE)
 
 
 def answer(url: str) -> Any:
@@ -41,13 +38,6 @@ def answers(stack: Stack) -> bool:
 
 def process_of(stack: Stack, machine: str) -> int:
     return int((Path("/run/fleetfoot") / stack.name / f"{machine}.process").read_text().split()[0])
-
-
-def changes(stack: Stack) -> dict[str, int]:
-    """Return how many resources a preview would create, update, replace or delete."""
-    said = stack.fleetfoot("preview").stdout
-    ops = ("create", "update", "replace", "delete")
-    return {op: len(re.findall(rf"\b{op}\b", said.splitlines()[-1])) for op in ops}
 
 
 def started(stack: Stack) -> dict[str, int]:
@@ -279,30 +269,27 @@ def test_a_larger_pool_touches_no_other_machine(environment: Stack) -> None:
     ]
 
 
+def test_a_changed_size_rolls_through_the_pool(environment: Stack) -> None:
+    before = started(environment)
+    environment.pool("worker")["memory"] = "1792MiB"
+    environment.write()
+    said = environment.fleetfoot("preview").stdout
+    assert "worker-1" in said
+    assert "worker-2" in said
+    environment.fleetfoot("up")
+    now = started(environment)
+    assert now["control-1"] == before["control-1"]
+    assert now["worker-1"] != before["worker-1"]
+    assert now["worker-2"] != before["worker-2"]
+    assert all(row["ready"] for row in environment.status()["nodes"])
+    capacity = environment.get("node", "worker-1")["status"]["capacity"]["memory"]
+    assert int(capacity.removesuffix("Ki")) < 1792 * 1024
+    eventually(lambda: answers(environment))
+
+
 def test_down_leaves_nothing(environment: Stack) -> None:
     pids = started(environment).values()
     done = environment.down()
     assert done.returncode == 0, done.stdout
-    assert_nothing_left(environment.name)
+    assert_nothing_left(environment.name, "10.84.")
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-
-
-def assert_nothing_left(stack: str) -> None:
-    """Namespaces, mounts, files, processes, firewall rules, links, routes."""
-
-    def said(*argv: str) -> str:
-        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-
-    assert f"fleetfoot-{stack}" not in said("ip", "netns", "list")
-    assert f"/.fleetfoot/{stack}/" not in Path("/proc/mounts").read_text()
-    assert not (STATE / stack).exists()
-    assert not (Path("/run/fleetfoot") / stack).exists()
-    assert "10.84." not in said("ip", "route")
-    assert "10.84." not in said("nft", "list", "ruleset")
-    assert "10.84." not in said("ip", "-4", "address")
-    for found in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = found.read_text(errors="replace")
-        except OSError:
-            continue
-        assert f"/.fleetfoot/{stack}/" not in words, words
