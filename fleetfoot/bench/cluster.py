@@ -130,7 +130,9 @@ def _up(images: dict[str, BootImage], progress: Callable[[str], None]) -> BenchC
     wanted = config.load(_CONFIG)
     pool = wanted.pools[0]
     ranges = wanted.network
-    fleet = Fleet(NetworkSpec(STACK, ranges.cidr, ranges.uplink, zone(STACK)))
+    fleet = Fleet(
+        NetworkSpec(STACK, ranges.cidr, ranges.uplink, zone(STACK), (ranges.pods, ranges.services))
+    )
     fleet.create_network()
     progress("starting a control plane")
     aliases = ("api-online", "registry")

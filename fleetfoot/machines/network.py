@@ -55,12 +55,14 @@ class NetworkSpec:
         cidr: Machines' subnet; its first address is the gateway and name server.
         uplink: A /30 between host and namespace.
         zone: DNS zone of the machines.
+        cluster: Ranges that only machines of the stack know the way to (pods, Services).
     """
 
     stack: str
     cidr: str
     uplink: str
     zone: str
+    cluster: Sequence[str] = ()
 
     @property
     def gateway(self) -> str:
@@ -177,11 +179,14 @@ class Network:
         run(self.inside("ip", "address", "replace", f"{inside}/30", "dev", self._inner))
         run(self.inside("ip", "link", "set", self._inner, "up"))
         run(self.inside("ip", "route", "replace", "default", "via", host))
+        for own in self.spec.cluster:
+            # What a node does not know the way to must not try its luck outside.
+            run(self.inside("ip", "route", "replace", "unreachable", own))
         run(["ip", "route", "replace", self.spec.cidr, "via", inside, "dev", self._outer])
 
     def _refuse_overlap(self) -> None:
         routes = json.loads(run(["ip", "-json", "route", "show"]))
-        for ours in (self.spec.cidr, self.spec.uplink):
+        for ours in (self.spec.cidr, self.spec.uplink, *self.spec.cluster):
             for route in routes:
                 if route["dst"] == "default":
                     continue

@@ -76,6 +76,7 @@ class Environment(pulumi.ComponentResource):
             cidr=config.network.cidr,
             uplink=config.network.uplink,
             zone=self._zone,
+            cluster=[config.network.pods, config.network.services],
             opts=pulumi.ResourceOptions(parent=self),
         )
         self._images = {

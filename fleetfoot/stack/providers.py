@@ -66,18 +66,22 @@ class _Provider(ResourceProvider):
 class NetworkProvider(_Provider):
     """The stack's namespace, bridge, names and uplink."""
 
-    inputs = replacing = ("stack", "cidr", "uplink", "zone")
+    inputs = replacing = ("stack", "cidr", "uplink", "zone", "cluster")
+
+    def _spec(self, props: Props) -> NetworkSpec:
+        given = {key: props[key] for key in self.inputs}
+        return NetworkSpec(**{**given, "cluster": tuple(given["cluster"])})
 
     def create(self, props: Props) -> CreateResult:
         """Make the network."""
-        spec = NetworkSpec(props["stack"], props["cidr"], props["uplink"], props["zone"])
+        spec = self._spec(props)
         public = Fleet(spec).create_network()
         outs = {"gateway": spec.gateway, "prefix": spec.prefix, "public_key": public}
         return CreateResult(f"network-{spec.stack}", {**props, **outs})
 
     def read(self, id_: str, props: Props) -> ReadResult:
         """See whether it is whole; a broken one counts as gone and is made again."""
-        spec = NetworkSpec(props["stack"], props["cidr"], props["uplink"], props["zone"])
+        spec = self._spec(props)
         return ReadResult(id_ if Fleet(spec).network.ready else "", props)
 
     def update(self, _id: str, _olds: Props, news: Props) -> UpdateResult:
@@ -86,7 +90,7 @@ class NetworkProvider(_Provider):
 
     def delete(self, _id: str, props: Props) -> None:
         """Remove it."""
-        spec = NetworkSpec(props["stack"], props["cidr"], props["uplink"], props["zone"])
+        spec = self._spec(props)
         Fleet(spec).delete_network()
 
 

@@ -39,10 +39,12 @@ class Network(Resource, module="fleetfoot", name="Network"):
         cidr: str,
         uplink: str,
         zone: str,
+        cluster: Sequence[str] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         outputs = dict.fromkeys(("gateway", "prefix", "public_key"))
-        props = {"stack": stack, "cidr": cidr, "uplink": uplink, "zone": zone, **outputs}
+        ranges = {"cidr": cidr, "uplink": uplink, "cluster": list(cluster)}
+        props = {"stack": stack, "zone": zone, **ranges, **outputs}
         super().__init__(NetworkProvider(), resource_name, props, opts)
 
 
