@@ -69,8 +69,8 @@ class NetworkProvider(_Provider):
     inputs = replacing = ("stack", "cidr", "uplink", "zone", "cluster")
 
     def _spec(self, props: Props) -> NetworkSpec:
-        given = {key: props[key] for key in self.inputs}
-        return NetworkSpec(**{**given, "cluster": tuple(given["cluster"])})
+        given = {key: props.get(key) for key in self.inputs}
+        return NetworkSpec(**{**given, "cluster": tuple(given["cluster"] or ())})
 
     def create(self, props: Props) -> CreateResult:
         """Make the network."""
