@@ -15,7 +15,7 @@ from fleetfoot.stack.config import load
 from fleetfoot.stack.inventory import SAMPLE_PORT, render, zone
 from fleetfoot.stack.onboarding import playbook_digest
 from fleetfoot.stack.pool import VmPool, VmPoolArgs
-from fleetfoot.stack.resources import ContainerImage, Image, Machine, Network, Playbook
+from fleetfoot.stack.resources import ContainerImage, Endpoint, Image, Machine, Network, Playbook
 from fleetfoot.stack.sample import Sample
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Environment(pulumi.ComponentResource):
             kubeconfig=str(self._paths.kubeconfig),
             opts=pulumi.ResourceOptions(parent=self, depends_on=ready),
         )
-        Sample(
+        sample = Sample(
             "sample",
             image=image.reference,
             replicas=self._config.sample.replicas,
@@ -202,7 +202,13 @@ class Environment(pulumi.ComponentResource):
             environment=self,
             opts=pulumi.ResourceOptions(parent=self, depends_on=ready),
         )
-        return pulumi.Output.concat("http://", self._address("load_balancer", SAMPLE_PORT))
+        base = pulumi.Output.concat("http://", self._address("load_balancer", SAMPLE_PORT))
+        Endpoint(
+            "sample",
+            url=pulumi.Output.concat(base, "/healthz"),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[sample]),
+        )
+        return base
 
     def _address(self, group: str, port: int) -> pulumi.Output[str]:
         """Where the host reaches the first machine of a group."""

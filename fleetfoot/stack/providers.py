@@ -7,9 +7,13 @@ is there already is taken over.
 
 from __future__ import annotations
 
+import http.client
 import sys
+import time
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pulumi.dynamic import (
     CheckFailure,
@@ -31,6 +35,7 @@ from fleetfoot.stack.rolling import MachineInputs
 
 __all__ = [
     "ContainerImageProvider",
+    "EndpointProvider",
     "ImageProvider",
     "MachineProvider",
     "NetworkProvider",
@@ -38,6 +43,8 @@ __all__ = [
 ]
 
 Props = dict[str, Any]
+
+_ANSWER_SECONDS, _ANSWER_PAUSE = 180, 0.5
 
 
 class _Provider(ResourceProvider):
@@ -69,8 +76,10 @@ class NetworkProvider(_Provider):
     inputs = replacing = ("stack", "cidr", "uplink", "zone", "cluster")
 
     def _spec(self, props: Props) -> NetworkSpec:
-        given = {key: props.get(key) for key in self.inputs}
-        return NetworkSpec(**{**given, "cluster": tuple(given["cluster"] or ())})
+        names = ("stack", "cidr", "uplink", "zone")
+        return NetworkSpec(
+            *(str(props[key]) for key in names), cluster=tuple(props.get("cluster") or ())
+        )
 
     def create(self, props: Props) -> CreateResult:
         """Make the network."""
@@ -144,6 +153,40 @@ class ContainerImageProvider(_Provider):
 
     def delete(self, _id: str, _props: Props) -> None:
         """Images go with the registry."""
+
+
+class EndpointProvider(_Provider):
+    """A service that answers: what waits for it may use it."""
+
+    inputs = replacing = ("name", "url")
+
+    def create(self, props: Props) -> CreateResult:
+        """Wait until the address answers with status 200."""
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while (status := _status(props["url"])) != HTTPStatus.OK:
+            if time.monotonic() > deadline:
+                raise FleetfootError(
+                    f"{props['url']} did not answer within {_ANSWER_SECONDS} s (last: {status})",
+                    "nobody can use the service yet",
+                    "see its pods (`fleetfoot kubectl -- get pods -A`), then run `make up` again",
+                )
+            time.sleep(_ANSWER_PAUSE)
+        return CreateResult(f"endpoint-{props['name']}", props)
+
+    def delete(self, _id: str, _props: Props) -> None:
+        """It goes with the service."""
+
+
+def _status(url: str) -> int | str:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+    try:
+        connection.request("GET", parts.path)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException) as silent:
+        return str(silent)
+    finally:
+        connection.close()
 
 
 class MachineProvider(_Provider):

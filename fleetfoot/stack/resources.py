@@ -9,6 +9,7 @@ from pulumi.dynamic import Resource
 
 from fleetfoot.stack.providers import (
     ContainerImageProvider,
+    EndpointProvider,
     ImageProvider,
     MachineProvider,
     NetworkProvider,
@@ -18,7 +19,7 @@ from fleetfoot.stack.providers import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["ContainerImage", "Image", "Machine", "Network", "Playbook"]
+__all__ = ["ContainerImage", "Endpoint", "Image", "Machine", "Network", "Playbook"]
 
 
 class Network(Resource, module="fleetfoot", name="Network"):
@@ -90,6 +91,25 @@ class ContainerImage(Resource, module="fleetfoot", name="ContainerImage"):
             "reference": None,
         }
         super().__init__(ContainerImageProvider(), resource_name, props, opts)
+
+
+class Endpoint(Resource, module="fleetfoot", name="Endpoint"):
+    """An address that answers HTTP requests with status 200.
+
+    Outputs: `url`.
+    """
+
+    url: pulumi.Output[str]
+
+    def __init__(
+        self,
+        resource_name: str,
+        *,
+        url: pulumi.Input[str],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        props = {"name": resource_name, "url": url}
+        super().__init__(EndpointProvider(), resource_name, props, opts)
 
 
 class Machine(Resource, module="fleetfoot", name="Machine"):

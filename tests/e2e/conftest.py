@@ -170,6 +170,7 @@ def assert_nothing_left(stack: str, addresses: str) -> None:
     assert f"/.fleetfoot/{stack}/" not in Path("/proc/mounts").read_text()
     assert not (STATE / stack).exists()
     assert not (Path("/run/fleetfoot") / stack).exists()
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/fleetfoot/{stack}"))
     assert addresses not in said("ip", "route")
     assert addresses not in said("nft", "list", "ruleset")
     assert addresses not in said("ip", "-4", "address")
