@@ -76,10 +76,8 @@ class NetworkProvider(_Provider):
     inputs = replacing = ("stack", "cidr", "uplink", "zone", "cluster")
 
     def _spec(self, props: Props) -> NetworkSpec:
-        names = ("stack", "cidr", "uplink", "zone")
-        return NetworkSpec(
-            *(str(props[key]) for key in names), cluster=tuple(props.get("cluster") or ())
-        )
+        own = tuple(props.get("cluster") or ())
+        return NetworkSpec(props["stack"], props["cidr"], props["uplink"], props["zone"], own)
 
     def create(self, props: Props) -> CreateResult:
         """Make the network."""
