@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fleetfoot.cluster import Cluster
-from fleetfoot.engine import EngineError, PlainDisplay
+from fleetfoot.engine import Display, EngineError
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ledger, ssh
 from fleetfoot.machines.fleet import Fleet
@@ -62,7 +62,7 @@ def _end(result: Result) -> None:
 @app.command()
 def up(stack: StackName = "local") -> None:
     """Make the stack what its configuration says; continues where an earlier run stopped."""
-    runner = driver(stack, PlainDisplay())
+    runner = driver(stack, Display())
     _err.print(f"stack {stack}, {runner.name} engine", highlight=False)
     _end(runner.up())
 
@@ -70,13 +70,13 @@ def up(stack: StackName = "local") -> None:
 @app.command()
 def preview(stack: StackName = "local") -> None:
     """Tell what `up` would change, machine by machine."""
-    _end(driver(stack, PlainDisplay()).preview())
+    _end(driver(stack, Display()).preview())
 
 
 @app.command()
 def refresh(stack: StackName = "local") -> None:
     """Let the state say what really runs."""
-    _end(driver(stack, PlainDisplay()).refresh())
+    _end(driver(stack, Display()).refresh())
 
 
 @app.command()
@@ -88,7 +88,7 @@ def down(
     if not yes:
         typer.confirm(f"Remove the stack {stack} with its machines and their data?", abort=True)
     os.environ[WHOLE_STACK] = "1"
-    result = driver(stack, PlainDisplay()).destroy()
+    result = driver(stack, Display()).destroy()
     teardown(stack, keep_state=not result.ok)
     _end(result)
 

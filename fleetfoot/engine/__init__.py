@@ -10,16 +10,12 @@ from fleetfoot.engine._errors import EngineError, LockedError, UnsupportedError
 from fleetfoot.engine._events import EventSink, Severity, Step, Summary
 from fleetfoot.engine._state import ResourceState
 
-# The name by which fleetfoot.cli knows it.
-PlainDisplay = Display
-
 __all__ = [
     "Display",
     "Engine",
     "EngineError",
     "EventSink",
     "LockedError",
-    "PlainDisplay",
     "ResourceState",
     "Severity",
     "Step",

@@ -42,6 +42,10 @@ def main() -> None:
                 )
         database.execute("CREATE INDEX word_word ON word (word COLLATE NOCASE)")
         database.execute("INSERT INTO gloss_index (gloss_index) VALUES ('rebuild')")
+        database.execute(
+            "CREATE TABLE stats AS SELECT (SELECT count(*) FROM sense) AS senses,"
+            " (SELECT count(DISTINCT word) FROM word) AS words"
+        )
     database.execute("VACUUM")
     database.close()
 
