@@ -143,7 +143,9 @@ def _boot_ledgers(stack: str, *, as_json: bool, picture: Path | None) -> None:
     if as_json:
         print(json.dumps([one.plain() for one in found], indent=1))
         return
-    table = Table("machine", "image", *ledger.STAGES.values(), title="seconds since start")
+    table = Table(title="seconds since the machine's start", title_justify="left")
+    for heading in ("machine", "image", *ledger.STAGES.values()):
+        table.add_column(heading, no_wrap=heading in ("machine", "image"))
     for one in found:
         cells = [f"{one.marks[key]:.1f}" if key in one.marks else "" for key in ledger.STAGES]
         table.add_row(one.machine, one.image, *cells)

@@ -100,7 +100,7 @@ class Engine:
 
     def wait(self) -> None:
         """Waits for other runs to end and removes the locks of dead ones, for the CLI's sake."""
-        with _lock.hold(self._backend.locks, self._lock_wait):
+        with _lock.hold(self._backend.locks, self._lock_wait, self._tell):
             pass
 
     def outputs(self, show_secrets: bool = False) -> dict[str, Any]:
@@ -153,10 +153,13 @@ class Engine:
             self._crypter = Crypter(self._passphrase, salt)
         return self._crypter
 
+    def _tell(self, line: str) -> None:
+        self._sink.say("info", "", line)
+
     @contextlib.contextmanager
     def _locked(self, kind: str) -> Iterator[Run]:
         with (
-            _lock.hold(self._backend.locks, self._lock_wait) as lock,
+            _lock.hold(self._backend.locks, self._lock_wait, self._tell) as lock,
             self._run(kind, lock) as run,
         ):
             yield run

@@ -25,7 +25,7 @@ from fleetfoot.engine._errors import LockedError
 from fleetfoot.engine._state import now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # How long the children of a killed engine may take to see that it is gone.
 _ORPHANS: Final = 10.0
@@ -33,12 +33,13 @@ _POLL: Final = 0.2
 
 
 @contextlib.contextmanager
-def hold(folder: Path, wait: float) -> Iterator[int]:
+def hold(folder: Path, wait: float, tell: Callable[[str], None] = lambda _: None) -> Iterator[int]:
     """Holds the stack's lock.
 
     Args:
         folder: Where the stack's lock files are.
         wait: Seconds to wait for another run to end; 0 to say at once who holds the lock.
+        tell: Takes a line that says who is waited for.
 
     Yields:
         The descriptor that children inherit.
@@ -50,6 +51,7 @@ def hold(folder: Path, wait: float) -> Iterator[int]:
     folder.mkdir(parents=True, exist_ok=True)
     mine = folder / f"{uuid.uuid4()}.json"
     pause = threading.Event()
+    told = False
     while True:
         handle = _try(folder, mine)
         if isinstance(handle, int):
@@ -61,6 +63,9 @@ def hold(folder: Path, wait: float) -> Iterator[int]:
                 "Wait for the other to end; if it runs on another host and is dead, remove "
                 + ", ".join(str(lock) for lock in handle),
             )
+        if not told:
+            told = True
+            tell("waiting for another run to end: " + "; ".join(map(_describe, handle)))
         pause.wait(_POLL)
     try:
         yield handle

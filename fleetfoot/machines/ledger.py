@@ -49,7 +49,7 @@ systemctl show --property=ExecMainStartTimestampMonotonic,ActiveEnterTimestampMo
     containerd.service
 dmesg | grep -m1 'as init process'
 journalctl --unit=kubelet.service --boot --output=json --output-fields=MESSAGE \
-    --grep='node as it just became ready' --quiet --lines=1 2>/dev/null
+    --grep='status as it just became ready' --quiet --lines=1 2>/dev/null
 echo '{_END}'
 while read -r _; do read -r up _ < /proc/uptime; echo "$up"; done
 """

@@ -63,7 +63,7 @@ def run(props: Mapping[str, Any]) -> dict[str, Any]:
         "ANSIBLE_STRATEGY": "mitogen_linear",
         "ANSIBLE_STRATEGY_PLUGINS": str(PROJECT / "plugins" / "strategy"),
     }
-    with log.open("wb") as output:
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
         done = subprocess.run(
             argv,
             cwd=PROJECT,
