@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 
 __all__ = ["Cgroup"]
 
 _ROOT = Path("/sys/fs/cgroup")
+_END_SECONDS, _POLL_SECONDS = 10, 0.05
 _PERIOD_US = 100_000
 
 
@@ -47,15 +49,27 @@ class Cgroup:
 
     def delete(self) -> None:
         """End what still runs in the group and remove it, with parents that became empty."""
+        deadline = time.monotonic() + _END_SECONDS
         for folder in self.folders:
-            groups = sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True)
-            for group in [*groups, folder]:
-                for pid in _members(group):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-            for group in [*groups, folder, folder.parent, folder.parent.parent]:
+            while folder.exists() and not _removed(folder) and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)  # a killed process stays a member until it is gone
+            for parent in (folder.parent, folder.parent.parent):
                 with contextlib.suppress(OSError):
-                    group.rmdir()
+                    parent.rmdir()
+
+
+def _removed(folder: Path) -> bool:
+    """Kill what is in a group and those below it, and try to remove them."""
+    groups = sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True)
+    for group in [*groups, folder]:
+        for pid in _members(group):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            group.rmdir()
+        except OSError:
+            return False
+    return True
 
 
 def _members(group: Path) -> list[int]:

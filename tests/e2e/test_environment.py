@@ -238,7 +238,14 @@ def test_a_killed_worker_is_seen_and_replaced(environment: Stack) -> None:
     eventually(lambda: answers(environment))
 
 
+def settled(stack: Stack) -> bool:
+    """Whether all pods of the sample service are available."""
+    status = stack.get("deployment", "dictionary", "--namespace=sample")["status"]
+    return bool(status.get("availableReplicas") == status.get("replicas") == 2)
+
+
 def test_a_stopped_registry_stops_no_service(environment: Stack) -> None:
+    eventually(lambda: settled(environment), timeout=240)
     environment.ssh("control-1", "systemctl stop docker-registry")
     try:
         assert answers(environment)
