@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fleetfoot.cluster import Cluster
@@ -49,7 +50,7 @@ def main() -> None:
     try:
         app()
     except (FleetfootError, EngineError) as told:
-        _err.print(f"[bold red]error:[/] {told}", highlight=False)
+        _err.print(f"[bold red]error:[/] {escape(str(told))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

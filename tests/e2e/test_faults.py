@@ -54,7 +54,7 @@ def test_a_disk_that_fills_up_leaves_no_half_built_image(small_disk: Path) -> No
     free = os.statvfs(small_disk)
     with (small_disk / "filler").open("wb") as filler:
         os.posix_fallocate(filler.fileno(), 0, free.f_bavail * free.f_frsize - (_LEFT_MIB << 20))
-    said = build.communicate(timeout=600)[0]
+    said = " ".join(build.communicate(timeout=600)[0].split())
     assert build.returncode != 0
     assert "is full" in said, said
     assert "nothing of it was left behind" in said
