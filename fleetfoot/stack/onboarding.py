@@ -51,7 +51,11 @@ def run(props: Mapping[str, Any]) -> dict[str, Any]:
         json.dumps(_whole(props["inventory"]), indent=1),
     )
     log = private_dir(paths.root / "logs") / f"{props['name']}.log"
-    argv = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory)]
+    # It ends with this process, and all its children with it: a killed run must leave no playbook
+    # that the next one would meet on the same machines.
+    argv = ["setpriv", "--pdeathsig=KILL", "--"]
+    argv += ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
+    argv += [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory)]
     argv += ["--limit", ",".join(props["limit"])] if props.get("limit") else []
     argv += ["--tags", ",".join(props["tags"])] if props.get("tags") else []
     argv += [str(PROJECT / "playbooks" / props["playbook"])]
@@ -63,6 +67,7 @@ def run(props: Mapping[str, Any]) -> dict[str, Any]:
         "ANSIBLE_STRATEGY": "mitogen_linear",
         "ANSIBLE_STRATEGY_PLUGINS": str(PROJECT / "plugins" / "strategy"),
     }
+    log.unlink(missing_ok=True)
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
         done = subprocess.run(
             argv,
