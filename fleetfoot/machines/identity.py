@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fleetfoot.paths import write_private
+from fleetfoot.paths import private_dir, write_private
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from fleetfoot.machines.network import NetworkSpec
@@ -67,16 +70,26 @@ def resolv_conf(spec: NetworkSpec) -> str:
 
 def pin_host_key(known_hosts: Path, names: list[str], public: str) -> None:
     """Let `known_hosts` hold exactly this key for `names` (sshd(8), known_hosts format)."""
-    kept = _without(known_hosts, names[0])
     kind, key = public.split()[:2]
     base64.b64decode(key, validate=True)
-    write_private(known_hosts, "".join([*kept, f"{','.join(names)} {kind} {key}\n"]))
+    with _alone(known_hosts):
+        kept = _without(known_hosts, names[0])
+        write_private(known_hosts, "".join([*kept, f"{','.join(names)} {kind} {key}\n"]))
 
 
 def unpin_host_key(known_hosts: Path, name: str) -> None:
     """Forget the key of the machine whose first name is `name`."""
     if known_hosts.exists():
-        write_private(known_hosts, "".join(_without(known_hosts, name)))
+        with _alone(known_hosts):
+            write_private(known_hosts, "".join(_without(known_hosts, name)))
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep others from changing a file: machines are made side by side."""
+    with private_dir(path.parent).joinpath(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _without(known_hosts: Path, name: str) -> list[str]:
