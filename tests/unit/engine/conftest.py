@@ -226,7 +226,7 @@ def drive(project: Project, method: str = "up") -> list[str]:
     return [sys.executable, str(script), str(project.folder), str(project.backend), method]
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _quick_keys() -> Iterator[None]:
     """A passphrase's key takes a second to derive, by design; here it need not."""
     with pytest.MonkeyPatch.context() as monkeypatch:
