@@ -2,184 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
+
+from tests.e2e.stacks import STATE, Stack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-PROJECT = Path(__file__).parents[2]
-STATE = PROJECT / ".fleetfoot"
-BIN = Path(sys.executable).parent
 KILLS = 2
-#: Seconds within which a run is killed: from the first resource to the last playbook.
-KILLED_WITHIN = (2.0, 60.0)
-
-
-class Stack:
-    """A stack of the test's own, with the default stack's shape and other addresses.
-
-    Args:
-        name: Its name; the configuration stands in Pulumi.<name>.yaml while the test runs.
-        net: Second octet of its addresses.
-    """
-
-    def __init__(self, name: str, net: int) -> None:
-        self.name = name
-        self.file = PROJECT / f"Pulumi.{name}.yaml"
-        config = yaml.safe_load((PROJECT / "Pulumi.local.yaml").read_text())["config"]
-        config["fleetfoot:network"] = {
-            "cidr": f"10.{net}.0.0/24",
-            "uplink": f"10.{net}.255.0/30",
-            "pods": f"10.{net + 1}.0.0/16",
-            "services": f"10.{net + 2}.0.0/16",
-        }
-        self.config: dict[str, Any] = config
-        self.write()
-
-    def write(self) -> None:
-        """Write the configuration."""
-        self.file.write_text(yaml.safe_dump({"config": self.config}))
-
-    def pool(self, name: str) -> dict[str, Any]:
-        """Return a pool's configuration; change it, then `write`."""
-        pools: list[dict[str, Any]] = self.config["fleetfoot:pools"]
-        return next(pool for pool in pools if pool["name"] == name)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "STACK": self.name, "FLEETFOOT_ENGINE": "embedded", "COLUMNS": "200"}
-
-    def run(self, *argv: str, check: bool = True, timeout: float = 900) -> Any:
-        """Run a program of the virtual environment on the stack; output is one text."""
-        done = subprocess.run(
-            [str(BIN / argv[0]), *argv[1:]],
-            cwd=PROJECT,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        assert not check or done.returncode == 0, f"{' '.join(argv)}:\n{done.stdout}"
-        return done
-
-    def fleetfoot(self, *argv: str, check: bool = True, timeout: float = 900) -> Any:
-        """Run the `fleetfoot` command."""
-        return self.run("fleetfoot", *argv, check=check, timeout=timeout)
-
-    def start_up(self) -> subprocess.Popen[str]:
-        """Begin an `up` in a process group of its own."""
-        return subprocess.Popen(
-            [str(BIN / "fleetfoot"), "up"],
-            cwd=PROJECT,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def killed_up(self, seconds: float) -> bool:
-        """Begin an `up` and kill it, -9, after so many seconds; False if it had ended before."""
-        run = self.start_up()
-        try:
-            run.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.kill(run.pid, signal.SIGKILL)
-            run.communicate()
-            return True
-        return False
-
-    def kill_runs(self, count: int) -> int:
-        """Begin so many runs and kill them at random moments; return how many it caught."""
-        chance = random.SystemRandom()
-        moments = [chance.uniform(*KILLED_WITHIN) for _ in range(count)]
-        print(f"killing {count} runs after {moments} s")
-        return sum(self.killed_up(moment) for moment in moments)
-
-    def status(self) -> dict[str, Any]:
-        """Return what `status --json` says."""
-        found: dict[str, Any] = json.loads(self.fleetfoot("status", "--json").stdout)
-        return found
-
-    def kubectl(self, *argv: str) -> str:
-        """Run kubectl on the stack's cluster."""
-        return str(self.fleetfoot("kubectl", "--", *argv).stdout)
-
-    def get(self, *what: str) -> Any:
-        """Return an object of the cluster."""
-        return json.loads(self.kubectl("get", *what, "-o", "json"))
-
-    def ssh(self, machine: str, command: str, *, check: bool = True) -> str:
-        """Run a command on a machine."""
-        return str(self.fleetfoot("ssh", machine, "--", command, check=check).stdout)
-
-    def machine(self, name: str) -> dict[str, Any]:
-        """Return a machine's row of the status."""
-        return next(row for row in self.status()["machines"] if row["name"] == name)
-
-    def down(self) -> Any:
-        """Take it down and forget its configuration."""
-        done = self.fleetfoot("down", "--yes", check=False)
-        if done.returncode == 0:
-            self.file.unlink(missing_ok=True)
-        return done
-
-
-def eventually(check: Callable[[], Any], timeout: float = 120, pause: float = 1.0) -> Any:
-    """Return what `check` returns once that is true.
-
-    Raises:
-        AssertionError: It did not become true in time.
-    """
-    deadline = time.monotonic() + timeout
-    while True:
-        found = check()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"not within {timeout} s: {check}"
-        time.sleep(pause)
-
-
-def assert_nothing_left(stack: str, addresses: str) -> None:
-    """Require that a stack left nothing on the host.
-
-    Args:
-        stack: Its name.
-        addresses: How its addresses begin.
-    """
-
-    def said(*argv: str) -> str:
-        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-
-    assert f"fleetfoot-{stack}" not in said("ip", "netns", "list")
-    assert f"/.fleetfoot/{stack}/" not in Path("/proc/mounts").read_text()
-    assert not (STATE / stack).exists()
-    assert not (Path("/run/fleetfoot") / stack).exists()
-    assert not list(Path("/sys/fs/cgroup").glob(f"**/fleetfoot/{stack}"))
-    assert addresses not in said("ip", "route")
-    assert addresses not in said("nft", "list", "ruleset")
-    assert addresses not in said("ip", "-4", "address")
-    for found in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = found.read_text(errors="replace")
-        except OSError:
-            continue
-        assert f"/.fleetfoot/{stack}/" not in words, words
 
 
 @pytest.fixture(scope="session")
@@ -204,7 +36,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.failed and isinstance(stack, Stack) and stack.file.exists():
         status = stack.fleetfoot("status", check=False).stdout
         report.sections.append(("status of the stack", status))
-        logs = sorted((PROJECT / ".fleetfoot" / stack.name / "logs").glob("*.log"))
+        logs = sorted((STATE / stack.name / "logs").glob("*.log"))
         for log in logs:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             report.sections.append((f"end of {log.name}", tail))

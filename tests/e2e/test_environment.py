@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import STATE, Stack, assert_nothing_left, eventually
+from tests.e2e.stacks import STATE, Stack, assert_nothing_left, eventually
 
 pytestmark = pytest.mark.e2e
 

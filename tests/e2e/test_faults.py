@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fleetfoot.paths import cache_dir
-from tests.e2e.conftest import BIN, PROJECT, Stack, assert_nothing_left, eventually
+from tests.e2e.stacks import BIN, PROJECT, Stack, assert_nothing_left, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
