@@ -61,6 +61,10 @@ class StackPaths:
         """Process records, sockets and locks; gone after a reboot, as the processes are."""
         return Path("/run/fleetfoot") / self.stack
 
+    def record(self, process: str) -> Path:
+        """What remembers a process of the stack; a machine's has the machine's name."""
+        return self.run / f"{process}.process"
+
     @property
     def machines(self) -> Path:
         """One folder a machine."""

@@ -10,7 +10,14 @@ from fleetfoot.errors import FleetfootError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["run", "succeeds"]
+__all__ = ["FAMILY", "run", "succeeds"]
+
+#: Before a command: it and all its children end with this process, even when that is killed. They
+#: see processes and mounts of their own.
+FAMILY = (
+    *("setpriv", "--pdeathsig=KILL", "--"),
+    *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"),
+)
 
 
 def run(

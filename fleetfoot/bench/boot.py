@@ -24,8 +24,6 @@ from fleetfoot.cluster import is_ready
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ledger, process
 from fleetfoot.machines.accel import accelerator
-from fleetfoot.machines.qemu import mac
-from fleetfoot.shell import run as run_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,11 +82,9 @@ def image_size(image: BootImage) -> int:
 
 def _round(bench: BenchCluster, image: str, name: str) -> tuple[dict[str, float], dict[str, float]]:
     """Start one machine; return its metrics and the lengths of its stages, in seconds."""
-    address = bench.address(name)
-    _know(bench, address)
-    with _NodeWatch(bench, name) as node, _Banner(address) as banner:
+    with _NodeWatch(bench, name) as node, _Banner(bench.address(name)) as banner:
         bench.start(name, image, cpus=_CPUS, memory=_MEMORY_MIB, disk=_DISK_MIB)
-        daemon = process.find(bench.fleet.paths.run / f"{name}.process")
+        daemon = process.find(bench.fleet.paths.record(name))
         if daemon is None or not node.wait() or not banner.wait():
             console = bench.fleet.paths.machines / name / "console.log"
             tail = console.read_text(errors="replace")[-2000:] if console.exists() else ""
@@ -107,16 +103,6 @@ def _round(bench: BenchCluster, image: str, name: str) -> tuple[dict[str, float]
         "node_ready": marks["node"],
     }
     return {**metrics, **{f"stage_{k}": v for k, v in found.lengths.items()}}, found.lengths
-
-
-def _know(bench: BenchCluster, address: str) -> None:
-    """Give the network the machine's MAC beforehand.
-
-    Looking for an address that does not answer yet is repeated once a second only, which would
-    blur what is measured.
-    """
-    entry = ["ip", "neighbour", "replace", address, "lladdr", mac(address), "nud", "permanent"]
-    run_program(bench.fleet.network.inside(*entry, "dev", "br0"))
 
 
 class _Moment(threading.Thread):

@@ -16,8 +16,8 @@ from fleetfoot.machines.spec import BootImage, MachineSpec
 from fleetfoot.paths import private_dir
 from fleetfoot.stack import config, onboarding
 from fleetfoot.stack.bootimage import boot_image
-from fleetfoot.stack.inventory import render, zone
-from fleetfoot.stack.join import node_credentials
+from fleetfoot.stack.inventory import render, service_names, zone
+from fleetfoot.stack.join import node_credentials, node_inputs
 from fleetfoot.stack.teardown import teardown
 
 if TYPE_CHECKING:
@@ -80,12 +80,7 @@ class BenchCluster:
             memory: MiB.
             disk: MiB.
         """
-        node = {
-            "api": f"https://api-online.{zone(STACK)}:6443",
-            "dns": [self.control],
-            "pods": _CONFIG["network"]["pods"],
-            "registry": f"registry.{zone(STACK)}:5000",
-        }
+        node = node_inputs(STACK, [self.control], _CONFIG["network"]["pods"])
         spec = MachineSpec(name, image, "qemu", self.images[image], cpus, memory, disk)
         return self.fleet.create(spec, node_credentials(STACK, name, node))
 
@@ -135,7 +130,7 @@ def _up(images: dict[str, BootImage], progress: Callable[[str], None]) -> BenchC
     )
     fleet.create_network()
     progress("starting a control plane")
-    aliases = ("api-online", "registry")
+    aliases = tuple(service_names(pool.groups))
     spec = MachineSpec(
         _CONTROL, pool.name, pool.backend, images["control"], pool.cpus, pool.memory, 0, aliases
     )

@@ -123,8 +123,7 @@ class DynamicProvider(Provider):
                 **_names(call),
             ),
         )
-        inputs = from_struct(response.inputs)
-        annotate_secrets(inputs, call.inputs)
+        inputs = _received(response.inputs, call.inputs)
         return Checked(inputs, [(f.property, f.reason) for f in response.failures])
 
     def diff(self, call: Call) -> Diff:
@@ -160,9 +159,7 @@ class DynamicProvider(Provider):
         )
         if not response.id:
             raise ProviderError("the provider returned no id from create")
-        outputs = from_struct(response.properties)
-        annotate_secrets(outputs, call.inputs)
-        return response.id, outputs
+        return response.id, _received(response.properties, call.inputs)
 
     def update(self, call: Call) -> Properties:
         """Calls the class's `update`; in a preview the inputs stand for the outputs."""
@@ -179,9 +176,7 @@ class DynamicProvider(Provider):
                 **_names(call),
             ),
         )
-        outputs = from_struct(response.properties)
-        annotate_secrets(outputs, call.inputs)
-        return outputs
+        return _received(response.properties, call.inputs)
 
     def read(self, call: Call) -> ReadResult:
         """Calls the class's `read`."""
@@ -194,13 +189,11 @@ class DynamicProvider(Provider):
                 **_names(call),
             ),
         )
-        state = from_struct(response.properties)
-        annotate_secrets(state, call.old_outputs)
-        fresh: Properties | None = None
-        if response.HasField("inputs"):
-            fresh = from_struct(response.inputs)
-            annotate_secrets(fresh, call.inputs)
-        return ReadResult(response.id, state, fresh)
+        state = _received(response.properties, call.old_outputs)
+        known = response.HasField("inputs")
+        return ReadResult(
+            response.id, state, _received(response.inputs, call.inputs) if known else None
+        )
 
     def delete(self, call: Call) -> None:
         """Calls the class's `delete`."""
@@ -240,3 +233,10 @@ class DynamicProvider(Provider):
 
 def _names(call: Call) -> dict[str, Any]:
     return {"urn": call.urn, "name": _urn.name(call.urn), "type": _urn.kind(call.urn)}
+
+
+def _received(struct: Any, like: Properties) -> Properties:
+    """What a provider sent: secret where what it was sent was secret, for it sees bare values."""
+    properties = from_struct(struct)
+    annotate_secrets(properties, like)
+    return properties

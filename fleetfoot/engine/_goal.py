@@ -124,27 +124,20 @@ class Goal:
 
 
 def _refuse(request: Any) -> None:
-    where = f"(resource {request.name!r})"
-    if request.remote:
-        raise UnsupportedError(f"The remote component {request.type} {where}")
-    if request.transforms:
-        raise UnsupportedError(f"A transform {where}")
-    if request.state_migrations:
-        raise UnsupportedError(f"A state migration {where}")
-    if request.importId:
-        raise UnsupportedError(f"The option import_ {where}")
-    if request.packageRef:
-        raise UnsupportedError(f"The parameterised package of {request.type} {where}")
-    if request.replace_with:
-        raise UnsupportedError(f"The option replace_with {where}")
-    if request.HasField("replacement_trigger") and (
-        request.replacement_trigger.WhichOneof("kind") not in (None, "null_value")
-    ):
-        raise UnsupportedError(f"The option replacement_trigger {where}")
-    if request.HasField("hooks") and any(
-        getattr(request.hooks, name.name) for name in request.hooks.DESCRIPTOR.fields
-    ):
-        raise UnsupportedError(f"A resource hook {where}")
+    hooks, trigger = request.hooks, request.replacement_trigger
+    asked = {
+        f"The remote component {request.type}": request.remote,
+        "A transform": request.transforms,
+        "A state migration": request.state_migrations,
+        "The option import_": request.importId,
+        f"The parameterised package of {request.type}": request.packageRef,
+        "The option replace_with": request.replace_with,
+        "The option replacement_trigger": trigger.WhichOneof("kind") not in (None, "null_value"),
+        "A resource hook": any(getattr(hooks, field.name) for field in hooks.DESCRIPTOR.fields),
+    }
+    for what, given in asked.items():
+        if given:
+            raise UnsupportedError(f"{what} (resource {request.name!r})")
 
 
 def _alias(message: Any) -> Alias:

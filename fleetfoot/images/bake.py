@@ -12,6 +12,7 @@ import yaml
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.paths import PROJECT
+from fleetfoot.shell import FAMILY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,9 +66,7 @@ def bake(
     }
     hosts = {"hosts": {definition.name: host}}
     inventory.write_text(yaml.safe_dump({"all": {"children": {f"image_{definition.name}": hosts}}}))
-    argv = ["setpriv", "--pdeathsig=KILL", "--"]
-    argv += ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--"]
-    argv += ["sh", "-c", _ENTER, "sh", str(tree)]
+    argv = [*FAMILY, "sh", "-c", _ENTER, "sh", str(tree)]
     argv += [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory)]
     argv += [str(PROJECT / "playbooks/bake.yml")]
     _follow(argv, definition.name, progress)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fleetfoot.errors import FleetfootError
 from fleetfoot.images import apt
 from fleetfoot.images.definition import content_key
-from fleetfoot.shell import run
+from fleetfoot.shell import FAMILY, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -66,10 +66,7 @@ def _mkosi(definition: Definition, work: Path, home: Path) -> None:
     apt.write_package_manager_tree(manager, suite=_SUITE)
     version = run(["mkosi", "--version"], consequence="no image can be built").split()[1]
     tree_option = "sandbox" if int(version.partition(".")[0]) >= 25 else "package-manager"  # noqa: PLR2004
-    # Its whole family ends with this process, even when this is killed.
-    argv = ["setpriv", "--pdeathsig=KILL", "--"]
-    argv += ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
-    argv += ["mkosi", f"--directory={definition.folder}", f"--{tree_option}-tree={manager}"]
+    argv = [*FAMILY, "mkosi", f"--directory={definition.folder}", f"--{tree_option}-tree={manager}"]
     argv += [f"--output-dir={work / 'mkosi.out'}", f"--workspace-dir={work}"]
     argv += [f"--package-cache-dir={packages}", "--incremental=no", "build"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)

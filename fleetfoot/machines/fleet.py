@@ -162,4 +162,4 @@ class Fleet:
 
     def _place(self, name: str, address: str, credentials: dict[str, Any]) -> Placement:
         folder = self.paths.machines / name
-        return Placement(folder, self.paths.run, self.network, address, credentials)
+        return Placement(folder, self.network, address, credentials)

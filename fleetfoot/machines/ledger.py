@@ -105,7 +105,7 @@ def collect(fleet: Fleet, name: str) -> Ledger:
         FleetfootError: It does not run, or does not answer on SSH.
     """
     machine = fleet.read(name)
-    daemon = process.find(fleet.paths.run / f"{name}.process")
+    daemon = process.find(fleet.paths.record(name))
     if machine is None or daemon is None:
         raise FleetfootError(f"machine {name} does not run", "its start cannot be told")
     said, guest_zero = _ask(fleet.paths.stack, machine.address, name)

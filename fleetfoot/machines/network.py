@@ -92,7 +92,7 @@ class Network:
         self._outer, self._inner = f"ff{tag}h", f"ff{tag}n"
         self._table = f"fleetfoot_{tag}"
         self._hosts = self.paths.network / "hosts.d"
-        self._dns_record = self.paths.run / "dnsmasq.process"
+        self._dns_record = self.paths.record("dnsmasq")
         self._dns_log = self.paths.network / "dnsmasq.log"
 
     # What is there
@@ -319,18 +319,28 @@ table ip {self._table} {{
 
     # Taps
 
-    def tap(self, machine: str) -> str:
-        """Make the machine's tap on the bridge and return its name."""
-        name = "t" + hashlib.sha256(machine.encode()).hexdigest()[:10]
+    def tap(self, machine: str, address: str, mac: str) -> str:
+        """Make the machine's tap on the bridge and return its name.
+
+        The MAC is told to the namespace beforehand: an address that does not answer yet is looked
+        for once a second only, and a machine is found as soon as it speaks.
+        """
+        name = _tap_name(machine)
         if not succeeds(self.inside("ip", "link", "show", name)):
             run(self.inside("ip", "tuntap", "add", "dev", name, "mode", "tap"))
         run(self.inside("ip", "link", "set", name, "master", BRIDGE, "up"))
+        known = ["ip", "neighbour", "replace", address, "lladdr", mac, "nud", "permanent"]
+        run(self.inside(*known, "dev", BRIDGE))
         return name
 
-    def drop_tap(self, machine: str) -> None:
-        """Remove the machine's tap."""
-        name = "t" + hashlib.sha256(machine.encode()).hexdigest()[:10]
-        succeeds(self.inside("ip", "link", "delete", name))
+    def drop_tap(self, machine: str, address: str) -> None:
+        """Remove the machine's tap; its address may be another machine's from now on."""
+        succeeds(self.inside("ip", "neighbour", "delete", address, "dev", BRIDGE))
+        succeeds(self.inside("ip", "link", "delete", _tap_name(machine)))
+
+
+def _tap_name(machine: str) -> str:
+    return "t" + hashlib.sha256(machine.encode()).hexdigest()[:10]
 
 
 def _upstream_servers() -> list[str]:

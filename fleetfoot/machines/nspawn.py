@@ -12,8 +12,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fleetfoot.errors import FleetfootError
-from fleetfoot.machines import process
+from fleetfoot.machines import process, ssh
 from fleetfoot.machines.cgroups import Cgroup
 from fleetfoot.machines.network import BRIDGE
 from fleetfoot.paths import private_dir
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Nspawn"]
 
 _SHUTDOWN_SECONDS = 30
+_SSH_SECONDS = 60
 # systemd's request for an orderly power-off: SIGRTMIN+4 (systemd(1), SIGNALS).
 _POWER_OFF = signal.SIGRTMIN + 4
 
@@ -60,23 +60,17 @@ class Nspawn:
         succeeds(place.network.inside("ip", "link", "delete", f"vb-{spec.name}"))
         log = place.folder / "console.log"
         started = process.start(
-            self._record(spec.name, place),
+            place.network.paths.record(spec.name),
             argv,
             log=log,
             env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             cgroups=cgroup.procs,
         )
-        if not place.network.wait_for(place.address, 22, timeout=60, alive=started):
-            process.still_running(started, log, spec.name)
-            raise FleetfootError(
-                f"machine {spec.name} did not answer on SSH within 60 s",
-                "it cannot be configured",
-                f"see its console in {log}",
-            )
+        ssh.wait(spec.name, place, started, log=log, console=log, timeout=_SSH_SECONDS)
 
     def running(self, name: str, place: Placement) -> Daemon | None:
         """Return the nspawn process, if it runs."""
-        return process.find(self._record(name, place))
+        return process.find(place.network.paths.record(name))
 
     def stop(self, name: str, place: Placement) -> None:
         """Power it off in order; after 30 s by force."""
@@ -97,9 +91,6 @@ class Nspawn:
         while root.is_mount():
             run(["umount", str(root)])
         shutil.rmtree(place.folder, ignore_errors=True)
-
-    def _record(self, name: str, place: Placement) -> Path:
-        return place.run / f"{name}.process"
 
     def _mount(self, spec: MachineSpec, place: Placement) -> Path:
         root = private_dir(place.folder / "root")

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from qemu.qmp import QMPError
 
-from fleetfoot.errors import FleetfootError
-from fleetfoot.machines import process, qmp, seed
+from fleetfoot.machines import process, qmp, seed, ssh
 from fleetfoot.machines.accel import accelerator
 from fleetfoot.shell import run
 
@@ -43,19 +42,13 @@ class Qemu:
             self._disk(spec, place)
             self._seed(spec, place)
             argv = place.network.inside(*self.command(spec, place))
-            daemon = process.start(self._record(spec.name, place), argv, log=log)
-        if place.network.wait_for(place.address, 22, timeout=_SSH_SECONDS, alive=daemon):
-            return
-        process.still_running(daemon, log, spec.name)
-        raise FleetfootError(
-            f"machine {spec.name} did not answer on SSH within {_SSH_SECONDS} s",
-            "it cannot be configured",
-            f"see its console in {place.folder / 'console.log'}",
-        )
+            daemon = process.start(place.network.paths.record(spec.name), argv, log=log)
+        console = place.folder / "console.log"
+        ssh.wait(spec.name, place, daemon, log=log, console=console, timeout=_SSH_SECONDS)
 
     def running(self, name: str, place: Placement) -> Daemon | None:
         """Return the QEMU process, if it runs."""
-        return process.find(self._record(name, place))
+        return process.find(place.network.paths.record(name))
 
     def stop(self, name: str, place: Placement) -> None:
         """Press the power button; after 30 s pull the plug."""
@@ -72,7 +65,7 @@ class Qemu:
         daemon = self.running(name, place)
         if daemon is not None:
             daemon.end(timeout=5)
-        place.network.drop_tap(name)
+        place.network.drop_tap(name, place.address)
         self._socket(name, place).unlink(missing_ok=True)
         shutil.rmtree(place.folder, ignore_errors=True)
 
@@ -90,9 +83,10 @@ class Qemu:
         argv += ["-chardev", f"file,id=console,path={place.folder / 'console.log'},append=on"]
         argv += ["-serial", "chardev:console"]
         argv += ["-qmp", f"unix:{self._socket(spec.name, place)},server=on,wait=off"]
-        argv += ["-netdev", f"tap,id=net,ifname={place.network.tap(spec.name)},script=no"]
-        argv[-1] += ",downscript=no"
-        argv += ["-device", f"virtio-net-pci,netdev=net,mac={mac(place.address)},romfile="]
+        own = mac(place.address)
+        tap = place.network.tap(spec.name, place.address, own)
+        argv += ["-netdev", f"tap,id=net,ifname={tap},script=no,downscript=no"]
+        argv += ["-device", f"virtio-net-pci,netdev=net,mac={own},romfile="]
         argv += ["-drive", f"if=none,id=root,file={place.folder / 'disk.qcow2'},discard=unmap"]
         argv += ["-device", "virtio-blk-pci,drive=root,bootindex=1"]
         if kernel:
@@ -128,11 +122,8 @@ class Qemu:
             credentials={name: path.read_text() for name, path in place.credentials.items()},
         )
 
-    def _record(self, name: str, place: Placement) -> Path:
-        return place.run / f"{name}.process"
-
     def _socket(self, name: str, place: Placement) -> Path:
-        return place.run / f"{name}.qmp"
+        return place.network.paths.run / f"{name}.qmp"
 
 
 def accelerator_of_disk() -> str:

@@ -87,14 +87,12 @@ class Placement:
 
     Attributes:
         folder: The machine's own folder (0700).
-        run: Folder for its process record and sockets.
         network: The stack's network.
         address: Its IPv4 address.
         credentials: Name to file (0600) of what it is given at boot.
     """
 
     folder: Path
-    run: Path
     network: Network
     address: str
     credentials: dict[str, Path] = field(default_factory=dict)

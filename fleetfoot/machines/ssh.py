@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.machines import process
 from fleetfoot.paths import StackPaths
 
-__all__ = ["command"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fleetfoot.machines.spec import Placement
+
+__all__ = ["command", "wait"]
 
 
 def command(stack: str) -> list[str]:
@@ -13,3 +22,35 @@ def command(stack: str) -> list[str]:
     options = [f"UserKnownHostsFile={paths.known_hosts}", "StrictHostKeyChecking=yes"]
     options += ["IdentitiesOnly=yes", "LogLevel=ERROR"]
     return ["ssh", "-i", str(paths.ssh_key), *(f"-o{option}" for option in options)]
+
+
+def wait(
+    name: str,
+    place: Placement,
+    daemon: process.Daemon,
+    *,
+    log: Path,
+    console: Path,
+    timeout: float,
+) -> None:
+    """Wait until a machine answers on SSH.
+
+    Args:
+        name: Its name.
+        place: Where it stands.
+        daemon: Its process.
+        log: Output of that process.
+        console: Output of the machine.
+        timeout: Seconds.
+
+    Raises:
+        FleetfootError: It ended, or did not answer in time.
+    """
+    if place.network.wait_for(place.address, 22, timeout=timeout, alive=daemon):
+        return
+    process.still_running(daemon, log, name)
+    raise FleetfootError(
+        f"machine {name} did not answer on SSH within {timeout:.0f} s",
+        "it cannot be configured",
+        f"see its console in {console}",
+    )

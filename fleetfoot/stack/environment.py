@@ -12,7 +12,14 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.paths import StackPaths
 from fleetfoot.stack.bootimage import image_key
 from fleetfoot.stack.config import load
-from fleetfoot.stack.inventory import SAMPLE_PORT, render, zone
+from fleetfoot.stack.inventory import (
+    SAMPLE_PORT,
+    registry_address,
+    render,
+    service_names,
+    zone,
+)
+from fleetfoot.stack.join import node_inputs
 from fleetfoot.stack.onboarding import playbook_digest
 from fleetfoot.stack.pool import VmPool, VmPoolArgs
 from fleetfoot.stack.resources import ContainerImage, Endpoint, Image, Machine, Network, Playbook
@@ -25,8 +32,6 @@ __all__ = ["Environment", "configuration"]
 
 #: The image that playbooks/bake.yml applies all node roles to.
 BAKED_IMAGE = "serverless"
-# A resolver list may have three entries (resolv.conf(5)).
-_MAX_RESOLVERS = 3
 
 
 def configuration() -> StackConfig:
@@ -68,14 +73,14 @@ class Environment(pulumi.ComponentResource):
         self, stack: str, config: StackConfig, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         super().__init__("fleetfoot:index:Environment", stack, None, opts)
-        self._stack, self._config, self._zone = stack, config, zone(stack)
+        self._stack, self._config = stack, config
         self._paths = StackPaths(stack)
         self._network = Network(
             "network",
             stack=stack,
             cidr=config.network.cidr,
             uplink=config.network.uplink,
-            zone=self._zone,
+            zone=zone(stack),
             cluster=[config.network.pods, config.network.services],
             opts=pulumi.ResourceOptions(parent=self),
         )
@@ -83,33 +88,25 @@ class Environment(pulumi.ComponentResource):
             name: Image(name, key=image_key(name), opts=pulumi.ResourceOptions(parent=self))
             for name in sorted({pool.image for pool in config.pools})
         }
-        authorities = self._authorities()
-        control = {
-            pool.name: self._pool(pool) for pool in config.pools if "workers" not in pool.groups
-        }
+        nodes = config.in_group("workers")
+        others = [pool for pool in config.pools if pool not in nodes]
+        authorities = self._authorities(others)
+        control = {pool.name: self._pool(pool) for pool in others}
         site = self._site(control, authorities)
         # Nodes carry certificates. The first ones boot while the control plane comes up; later,
         # when they are replaced, it must be there to drain them.
         before = site if self._paths.kubeconfig.exists() else authorities
-        workers = {
-            pool.name: self._pool(pool, before, self._node(control))
-            for pool in config.pools
-            if "workers" in pool.groups
-        }
+        workers = {pool.name: self._pool(pool, before, self._node(control)) for pool in nodes}
         self.inventory = self._inventory({**control, **workers})
         onboarded = [
             self._onboard(machine, pool, site)
-            for pool in config.pools
-            for machine in (workers[pool.name].machines if pool.name in workers else ())
+            for pool in nodes
+            for machine in workers[pool.name].machines
         ]
         self.kubeconfig = pulumi.Output.from_input(str(self._paths.kubeconfig))
-        self.registry = pulumi.Output.from_input(self._registry)
+        self.registry = pulumi.Output.from_input(registry_address(stack))
         self.sample_url = self._sample([site, *onboarded])
         self.register_outputs({"inventory": self.inventory})
-
-    @property
-    def _registry(self) -> str:
-        return f"registry.{self._zone}:5000"
 
     def _inventory(self, pools: dict[str, VmPool]) -> pulumi.Output[dict[str, Any]]:
         parts = pulumi.Output.all(
@@ -123,14 +120,9 @@ class Environment(pulumi.ComponentResource):
 
         return parts.apply(rendered)
 
-    def _authorities(self) -> Playbook:
+    def _authorities(self, pools: list[PoolConfig]) -> Playbook:
         """What signs and unlocks: made on this host, before any machine."""
-        names = [
-            name
-            for pool in self._config.pools
-            if "workers" not in pool.groups
-            for name in pool.machine_names
-        ]
+        names = [name for pool in pools for name in pool.machine_names]
         return Playbook(
             "authorities",
             stack=self._stack,
@@ -184,7 +176,7 @@ class Environment(pulumi.ComponentResource):
             "sample",
             stack=self._stack,
             key=image_key("sample"),
-            registry=self._registry,
+            registry=registry_address(self._stack),
             address=self._address("registry", 5000),
             opts=pulumi.ResourceOptions(parent=self, depends_on=ready[:1]),
         )
@@ -230,7 +222,7 @@ class Environment(pulumi.ComponentResource):
                 cpus=pool.cpus,
                 memory=pool.memory,
                 disk=pool.disk,
-                aliases=[f"{pool.name}.pool", *self._service_names(pool)],
+                aliases=[f"{pool.name}.pool", *service_names(pool.groups)],
                 volumes=pool.volumes,
                 labels=pool.labels,
                 taints=pool.taints,
@@ -242,10 +234,6 @@ class Environment(pulumi.ComponentResource):
             ),
         )
 
-    def _service_names(self, pool: PoolConfig) -> list[str]:
-        names = {"load_balancer": "api-online", "registry": "registry"}
-        return [name for group, name in names.items() if group in pool.groups]
-
     def _node(self, control: dict[str, VmPool]) -> dict[str, Any]:
         """How machines of the stack join its cluster."""
         resolvers = [
@@ -253,9 +241,4 @@ class Environment(pulumi.ComponentResource):
             for pool in self._config.in_group("dns")
             for machine in control[pool.name].machines
         ]
-        return {
-            "api": f"https://api-online.{self._zone}:6443",
-            "dns": resolvers[:_MAX_RESOLVERS],
-            "pods": self._config.network.pods,
-            "registry": self._registry,
-        }
+        return node_inputs(self._stack, resolvers, self._config.network.pods)

@@ -13,19 +13,44 @@ from fleetfoot.paths import StackPaths
 from fleetfoot.stack.config import GROUPS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from fleetfoot.stack.config import StackConfig
 
-__all__ = ["SAMPLE_NODE_PORT", "SAMPLE_PORT", "render", "zone"]
+__all__ = [
+    "SAMPLE_NODE_PORT",
+    "SAMPLE_PORT",
+    "api_url",
+    "registry_address",
+    "render",
+    "service_names",
+    "zone",
+]
 
 #: The sample service's port on the load balancer, and on every worker.
 SAMPLE_PORT, SAMPLE_NODE_PORT = 8080, 30080
+# Group to the name by which the stack knows what the group serves.
+_SERVICE_NAMES = {"load_balancer": "api-online", "registry": "registry"}
 
 
 def zone(stack: str) -> str:
     """Return the DNS zone of a stack."""
     return f"{stack}.fleetfoot.internal"
+
+
+def service_names(groups: Collection[str]) -> list[str]:
+    """Return the names, without the zone, that resolve to a machine of these groups."""
+    return [name for group, name in _SERVICE_NAMES.items() if group in groups]
+
+
+def api_url(stack: str) -> str:
+    """Return where machines of the stack reach the apiservers."""
+    return f"https://{_SERVICE_NAMES['load_balancer']}.{zone(stack)}:6443"
+
+
+def registry_address(stack: str) -> str:
+    """Return host and port of the stack's registry, as image references have it."""
+    return f"{_SERVICE_NAMES['registry']}.{zone(stack)}:5000"
 
 
 def render(

@@ -12,14 +12,33 @@ import yaml
 
 from fleetfoot.paths import StackPaths
 from fleetfoot.pki import authority_certificate, kubelet_client
+from fleetfoot.stack.inventory import api_url, registry_address
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["node_credentials"]
+__all__ = ["node_credentials", "node_inputs"]
 
+# A resolver list may have three entries (resolv.conf(5)).
+_MAX_RESOLVERS = 3
 _CURRENT_CERTIFICATE = "/var/lib/kubelet/pki/kubelet-client-current.pem"
+
+
+def node_inputs(stack: str, resolvers: Sequence[Any], pods: str) -> dict[str, Any]:
+    """Return how machines of a stack join its cluster; labels and taints come from their pool.
+
+    Args:
+        stack: Stack name.
+        resolvers: Addresses of the cluster's DNS.
+        pods: Address range of the pods.
+    """
+    return {
+        "api": api_url(stack),
+        "dns": list(resolvers[:_MAX_RESOLVERS]),
+        "pods": pods,
+        "registry": registry_address(stack),
+    }
 
 
 def node_credentials(stack: str, name: str, node: Mapping[str, Any]) -> dict[str, str]:
@@ -28,8 +47,7 @@ def node_credentials(stack: str, name: str, node: Mapping[str, Any]) -> dict[str
     Args:
         stack: Stack name.
         name: Node name.
-        node: `api` (URL of the apiservers), `dns` (cluster DNS addresses), `pods` (their
-            address range), `labels`, `taints` (`key=value:Effect`), `registry` (host:port).
+        node: What `node_inputs` returned, and `labels` and `taints` (`key=value:Effect`).
     """
     paths = StackPaths(stack)
     authority = authority_certificate(paths.pki, "kubernetes")

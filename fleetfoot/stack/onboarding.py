@@ -14,6 +14,7 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.images.definition import content_key
 from fleetfoot.paths import PROJECT, StackPaths, private_dir, write_private
 from fleetfoot.roles import roles_of
+from fleetfoot.shell import FAMILY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,11 +52,8 @@ def run(props: Mapping[str, Any]) -> dict[str, Any]:
         json.dumps(_whole(props["inventory"]), indent=1),
     )
     log = private_dir(paths.root / "logs") / f"{props['name']}.log"
-    # It ends with this process, and all its children with it: a killed run must leave no playbook
-    # that the next one would meet on the same machines.
-    argv = ["setpriv", "--pdeathsig=KILL", "--"]
-    argv += ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
-    argv += [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory)]
+    # A killed run must leave no playbook that the next one would meet on the same machines.
+    argv = [*FAMILY, str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory)]
     argv += ["--limit", ",".join(props["limit"])] if props.get("limit") else []
     argv += ["--tags", ",".join(props["tags"])] if props.get("tags") else []
     argv += [str(PROJECT / "playbooks" / props["playbook"])]
@@ -65,9 +63,7 @@ def run(props: Mapping[str, Any]) -> dict[str, Any]:
         "ANSIBLE_NOCOLOR": "1",
         # One interpreter a host for the whole run: on an emulated guest a start takes seconds.
         "ANSIBLE_STRATEGY": "mitogen_linear",
-        "ANSIBLE_STRATEGY_PLUGINS": str(PROJECT / "plugins" / "strategy"),
     }
-    log.unlink(missing_ok=True)
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
         done = subprocess.run(
             argv,

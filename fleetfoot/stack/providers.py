@@ -69,6 +69,10 @@ class _Provider(ResourceProvider):
             changes=bool(changed), replaces=replaces, delete_before_replace=bool(replaces)
         )
 
+    def update(self, _id: str, _olds: Props, news: Props) -> UpdateResult:
+        """Create it as it is now wanted: what is there already is taken over."""
+        return UpdateResult(self.create(news).outs)
+
 
 class NetworkProvider(_Provider):
     """The stack's namespace, bridge, names and uplink."""
@@ -91,10 +95,6 @@ class NetworkProvider(_Provider):
         spec = self._spec(props)
         return ReadResult(id_ if Fleet(spec).network.ready else "", props)
 
-    def update(self, _id: str, _olds: Props, news: Props) -> UpdateResult:
-        """Make what is missing."""
-        return UpdateResult(self.create(news).outs)
-
     def delete(self, _id: str, props: Props) -> None:
         """Remove it."""
         spec = self._spec(props)
@@ -102,7 +102,7 @@ class NetworkProvider(_Provider):
 
 
 class ImageProvider(_Provider):
-    """An image built from images/, kept in the cache."""
+    """An image built from images/, kept in the cache; machines keep an old one until they roll."""
 
     inputs = ("name", "key")
 
@@ -114,16 +114,15 @@ class ImageProvider(_Provider):
         """See whether the cache still has it."""
         return ReadResult(id_ if Path(props["boot"]["path"]).exists() else "", props)
 
-    def update(self, _id: str, _olds: Props, news: Props) -> UpdateResult:
-        """Build the new one; machines that run from the old one keep it until they roll."""
-        return UpdateResult(self.create(news).outs)
-
     def delete(self, _id: str, _props: Props) -> None:
         """Keep the cache: it is the user's, and the next stack is glad of it."""
 
 
 class ContainerImageProvider(_Provider):
-    """A container image built from images/ and pushed to the stack's registry."""
+    """A container image built from images/ and pushed to the stack's registry.
+
+    An old one stays there for pods that still name it.
+    """
 
     inputs = ("stack", "name", "key", "registry", "address")
 
@@ -144,10 +143,6 @@ class ContainerImageProvider(_Provider):
 
     def _registry(self, props: Props) -> Registry:
         return Registry(props["stack"], props["registry"], props["address"])
-
-    def update(self, _id: str, _olds: Props, news: Props) -> UpdateResult:
-        """Push the new one; the old one stays for pods that still name it."""
-        return UpdateResult(self.create(news).outs)
 
     def delete(self, _id: str, _props: Props) -> None:
         """Images go with the registry."""
@@ -234,10 +229,6 @@ class PlaybookProvider(_Provider):
     def create(self, props: Props) -> CreateResult:
         """Run the playbook."""
         return CreateResult(f"playbook-{props['name']}", {**props, **onboarding.run(props)})
-
-    def update(self, _id: str, _olds: Props, news: Props) -> UpdateResult:
-        """Run it again, because something it depends on changed."""
-        return UpdateResult({**news, **onboarding.run(news)})
 
     def delete(self, _id: str, _props: Props) -> None:
         """What a playbook did goes with its machines."""

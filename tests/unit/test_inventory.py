@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fleetfoot.engine import Engine
-from fleetfoot.stack.config import load
+from fleetfoot.stack.config import GROUPS, load
 from fleetfoot.stack.inventory import render
 
 PROJECT = Path(__file__).parents[2]
@@ -26,14 +26,7 @@ CONFIG = {
             "image": "control",
             "count": 1,
             "memory": "1GiB",
-            "groups": [
-                "etcd",
-                "kube_apiserver",
-                "kube_control",
-                "dns",
-                "registry",
-                "load_balancer",
-            ],
+            "groups": [group for group in GROUPS if group != "workers"],
         },
         {
             "name": "worker",
