@@ -182,7 +182,7 @@ def directory() -> Path:
             raise FleetfootError(
                 f"the programs of tools/{module.folder} are not built",
                 "images and nodes would lack them",
-                "run `make up`, or `.venv/bin/fleetfoot artifacts build`",
+                "run `make host`",
             )
     key = hashlib.sha256("".join(sorted(m.folder + m.key for m in every)).encode()).hexdigest()
     folder = cache_dir() / "programs" / f"all-{key[:12]}"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import re
 import shutil
 import subprocess
+import threading
 from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
@@ -37,6 +41,9 @@ _IDENTITY = (
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\n[A-Za-z0-9+/=\n]{64}")
 _LARGEST_KEY_FILE = 1 << 16
 _MACHINE_ID_LENGTH = 32
+_UNPACKING = "Unpacking "  # dpkg's word, one line a package
+_PROGRESS_EVERY = 50
+_LEAST_ROOM, _LOOK_SECONDS = 32 << 20, 0.5
 
 
 def install(
@@ -50,7 +57,7 @@ def install(
     kept = home / "trees" / f"{definition.name}-{key}"
     if not kept.exists():
         progress(f"{definition.name}: installing packages")
-        _mkosi(definition, work, home)
+        _mkosi(definition, work, home, progress)
         kept.parent.mkdir(parents=True, exist_ok=True)
         for old in kept.parent.glob(f"{definition.name}-*"):
             shutil.rmtree(old)
@@ -58,7 +65,9 @@ def install(
     run(["cp", "--archive", "--reflink=auto", str(kept), str(target)])
 
 
-def _mkosi(definition: Definition, work: Path, home: Path) -> None:
+def _mkosi(
+    definition: Definition, work: Path, home: Path, progress: Callable[[str], None]
+) -> None:
     packages = home / "packages"
     packages.mkdir(exist_ok=True)
     (work / "mkosi.out").mkdir()
@@ -69,13 +78,53 @@ def _mkosi(definition: Definition, work: Path, home: Path) -> None:
     argv = [*FAMILY, "mkosi", f"--directory={definition.folder}", f"--{tree_option}-tree={manager}"]
     argv += [f"--output-dir={work / 'mkosi.out'}", f"--workspace-dir={work}"]
     argv += [f"--package-cache-dir={packages}", "--incremental=no", "build"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode:
+    said: list[str] = []
+    with (
+        subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as building,
+        _room_watched(home, building) as full,
+    ):
+        count = 0
+        for line in building.stdout or ():
+            said.append(line)
+            count += line.startswith(_UNPACKING)
+            if line.startswith(_UNPACKING) and count % _PROGRESS_EVERY == 0:
+                progress(f"{definition.name}: {count} packages unpacked")
+    if full:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {full[0] >> 20} MiB free")
+    if building.returncode:
         raise FleetfootError(
-            f"mkosi could not install {definition.name}:\n{done.stderr.strip()[-3000:]}",
+            f"mkosi could not install {definition.name}:\n{''.join(said).strip()[-3000:]}",
             "the image is not built",
             "mend the cause (archive unreachable? package renamed?) and run the command again",
         )
+
+
+@contextlib.contextmanager
+def _room_watched(folder: Path, process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """End `process` when the disk is as good as full: apt would wait for ever where it is quite so.
+
+    Yields:
+        Empty, or the bytes that were free when it was ended.
+    """
+    full: list[int] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            if (free := shutil.disk_usage(folder).free) < _LEAST_ROOM:
+                full.append(free)
+                process.kill()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield full
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def slim(root: Path, modules: Modules, patterns: Sequence[str]) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 import sys
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fleetfoot import artifacts
 from fleetfoot.images import build, definition
 from fleetfoot.machines.spec import BootImage
 from fleetfoot.paths import PROJECT, cache_dir
 
-__all__ = ["boot_image", "image_key", "known"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["boot_image", "image_key", "known", "outdated", "size_of"]
+
+_BLOCK = 512
 
 
 def image_key(name: str) -> str:
@@ -45,10 +54,47 @@ def known() -> list[dict[str, Any]]:
     for path in sorted((PROJECT / "images").glob("*/image.toml")):
         name = path.parent.name
         key = image_key(name)
-        folder = cache_dir() / "images" / f"{name}-{key}"
-        size = sum(p.lstat().st_blocks * 512 for p in folder.rglob("*")) if folder.exists() else 0
-        rows.append({"name": name, "key": key, "built": folder.exists(), "bytes": size})
+        folder = _images() / f"{name}-{key}"
+        rows.append({"name": name, "key": key, "built": folder.exists(), "bytes": size_of(folder)})
     return rows
+
+
+def outdated() -> list[Path]:
+    """Return cached images of other contents than today's that no machine stands on.
+
+    A machine stands on an image if a stack of this checkout has it, or if it runs on this host.
+    """
+    wanted = {f"{row['name']}-{row['key']}" for row in known()}
+    used = {path.name for path in (*_recorded(), *_mounted(), *_open())}
+    built = (path for path in _images().glob("*-*/image.json"))
+    return sorted(path.parent for path in built if path.parent.name not in wanted | used)
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes that a folder takes on disk; 0 when it is not there."""
+    return sum(path.lstat().st_blocks * _BLOCK for path in folder.rglob("*"))
+
+
+def _images() -> Path:
+    return cache_dir() / "images"
+
+
+def _recorded() -> Iterator[Path]:
+    for record in (PROJECT / ".fleetfoot").glob("*/machines/*/machine.json"):
+        yield Path(json.loads(record.read_text())["spec"]["image"]["path"]).parent
+
+
+def _mounted() -> Iterator[Path]:
+    for line in Path("/proc/mounts").read_text().splitlines():
+        lower = re.search(r"lowerdir=([^,: ]+)", line)
+        if lower:
+            yield Path(lower[1]).parent
+
+
+def _open() -> Iterator[Path]:
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # of a process that has just ended
+            yield descriptor.readlink().parent
 
 
 def _tell(line: str) -> None:

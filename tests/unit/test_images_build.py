@@ -68,6 +68,12 @@ def test_a_full_disk_is_told_and_leaves_nothing(full_disk: Path, tmp_path: Path)
     assert [path.name for path in (full_disk / "images").iterdir()] == ["sample.lock"]
 
 
+def test_a_disk_that_fills_up_ends_the_installation(full_disk: Path, small: Definition) -> None:
+    (work := full_disk / "work").mkdir()
+    with pytest.raises(OSError, match="No space left on device: . MiB free"):
+        tree.install(small, full_disk / "tree", home=full_disk, work=work, progress=print)
+
+
 def test_an_unknown_key_in_a_definition_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "images/odd"
     folder.mkdir(parents=True)
