@@ -1,0 +1,163 @@
+"""What takes long: hosts of one's own, rolls that go wrong, rolls with stand-ins."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from fleetfoot.machines.fleet import Fleet
+from fleetfoot.machines.spec import BootImage, MachineSpec
+from fleetfoot.paths import cache_dir
+from fleetfoot.stack.bootimage import boot_image
+from tests.e2e.stacks import PROJECT, Stack, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
+
+
+@pytest.fixture
+def own_host(environment: Stack, tmp_path: Path) -> Iterator[Path]:
+    """An ordinary Debian 13 guest beside the stack's machines; gives an inventory that names it."""
+    fleet = Fleet.of_stack(environment.name)
+    image = BootImage(**boot_image("generic"))
+    made = fleet.create(MachineSpec("my-host", "own", "qemu", image, 2, 2048, 10240), {})
+    inventory = tmp_path / "my-hosts.yml"
+    host = {"ansible_host": made.address, "kubelet_labels": {"example.com/rack": "a1"}}
+    inventory.write_text(yaml.safe_dump({"workers": {"hosts": {"my-host": host}}}))
+    try:
+        yield inventory
+    finally:
+        fleet.delete("my-host")
+
+
+def play(stack: Stack, playbook: str, inventory: Path, *options: str) -> dict[str, int]:
+    """Run a playbook on the host of one's own alone; return what its recap counts."""
+    argv = ["-i", "inventory/fleetfoot.yml", "-i", str(inventory), f"playbooks/{playbook}"]
+    said = stack.run("ansible-playbook", *argv, "--limit", "my-host", *options, timeout=1800).stdout
+    recap = re.findall(r"^(\S+)\s*: (ok=.*)$", said, re.MULTILINE)
+    assert [name for name, _ in recap] == ["my-host"], said
+    return {key: int(count) for key, count in re.findall(r"(\w+)=(\d+)", recap[0][1])}
+
+
+def test_a_host_of_ones_own_joins_and_leaves(environment: Stack, own_host: Path) -> None:
+    others = {row["name"] for row in environment.status()["nodes"]}
+    # The stock kernel has USB drivers loaded; the role would ask for a restart.
+    unload = ("-e", "usb_disable_unload=true")
+    assert play(environment, "onboard.yml", own_host, *unload)["changed"] > 0
+    node = eventually(lambda: ready_node(environment, "my-host"))
+    assert node["metadata"]["labels"]["example.com/rack"] == "a1"
+    assert play(environment, "onboard.yml", own_host, *unload)["changed"] == 0
+    assert play(environment, "offboard.yml", own_host)["changed"] > 0
+    assert {row["name"] for row in environment.status()["nodes"]} == others
+
+
+def ready_node(stack: Stack, name: str) -> dict:
+    """Return a node that is Ready, else an empty one."""
+    for node in stack.get("nodes")["items"]:
+        conditions = {c["type"]: c["status"] for c in node["status"]["conditions"]}
+        if node["metadata"]["name"] == name and conditions.get("Ready") == "True":
+            return dict(node)
+    return {}
+
+
+@pytest.fixture
+def image_without_kubelet() -> Iterator[str]:
+    """An image that boots, and whose machines never become nodes."""
+    name = "e2e-broken"
+    folder = PROJECT / "images" / name
+    shutil.copytree(PROJECT / "images" / "serverless", folder, symlinks=True)
+    definition = folder / "image.toml"
+    definition.write_text(
+        definition.read_text().replace("cmdline = [", 'cmdline = [\n    "systemd.mask=kubelet",')
+    )
+    try:
+        yield name
+    finally:
+        shutil.rmtree(folder)
+        for built in (cache_dir() / "images").glob(f"**/{name}[-.]*"):
+            shutil.rmtree(built) if built.is_dir() else built.unlink()
+
+
+def images_of(stack: Stack) -> set[str]:
+    return {m.spec.image.name for m in Fleet.of_stack(stack.name).all()}
+
+
+def started(stack: Stack) -> dict[str, float]:
+    return {m.spec.name: m.started for m in Fleet.of_stack(stack.name).all()}
+
+
+def test_a_roll_stops_at_the_first_machine_that_does_not_come(
+    environment: Stack, image_without_kubelet: str
+) -> None:
+    before, worker = started(environment), environment.pool("worker")
+    good, worker["image"] = worker["image"], image_without_kubelet
+    environment.write()
+    try:
+        said = environment.fleetfoot("up", check=False, timeout=3600)
+        assert said.returncode != 0
+        words = " ".join(said.stdout.split())
+        assert f"did not become Ready with {image_without_kubelet}" in words, said.stdout
+        assert "keeps its last-known-good image" in words, said.stdout
+    finally:
+        worker["image"] = good
+        environment.write()
+    assert images_of(environment) == {"control", good}
+    assert all(row["ready"] for row in environment.status()["nodes"])
+    changed = [name for name, at in started(environment).items() if before[name] != at]
+    assert len(changed) == 1, "the roll went on after a failure"
+    environment.fleetfoot("up")
+    assert all(row["ready"] for row in environment.status()["nodes"])
+
+
+class FewestReady(threading.Thread):
+    """The fewest nodes that were Ready at once, as a watch of the apiserver saw it."""
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__(daemon=True)
+        self.fewest = 99
+        self._watch = stack.start("fleetfoot", "kubectl", "--", "get", "nodes", "-w", "-o", "json")
+
+    def run(self) -> None:
+        ready: dict[str, bool] = {}
+        decoder, text = json.JSONDecoder(), ""
+        for line in self._watch.stdout or ():
+            text += line
+            if line != "}\n":
+                continue
+            node, _ = decoder.raw_decode(text)
+            text = ""
+            conditions = {c["type"]: c["status"] for c in node["status"]["conditions"]}
+            usable = not node["spec"].get("unschedulable")
+            ready[node["metadata"]["name"]] = usable and conditions["Ready"] == "True"
+            if len(ready) > 1:
+                self.fewest = min(self.fewest, sum(ready.values()))
+
+    def stop(self) -> None:
+        self._watch.terminate()
+        self._watch.wait()
+        self.join()
+
+
+def test_a_roll_with_stand_ins_never_has_fewer_nodes(environment: Stack) -> None:
+    before, worker = started(environment), environment.pool("worker")
+    worker["memory"], worker["roll"] = "1536MiB", {"max_surge": 1, "max_unavailable": 0}
+    environment.write()
+    watch = FewestReady(environment)
+    watch.start()
+    try:
+        environment.fleetfoot("up", timeout=1800)
+    finally:
+        watch.stop()
+    now = started(environment)
+    assert set(now) == set(before)
+    assert [name for name in now if now[name] == before[name]] == ["control-1"]
+    assert watch.fewest >= 2
