@@ -16,10 +16,12 @@ check-host: ## Tell whether this host can run the local stack, and what would ch
 	@$(BOOTSTRAP) --check-only
 
 venv:
-	@$(BOOTSTRAP)
+	@$(BOOTSTRAP) --venv-only
 
-host: venv
+host:
+	@$(BOOTSTRAP)
 	@$(BIN)/ansible-playbook -i localhost, playbooks/host.yml
+	@touch $(BIN)/../fleetfoot-host
 
 up: host ## Bring up the stack (host set-up included); running it again continues or changes nothing
 	@$(BIN)/fleetfoot up --stack $(STACK)

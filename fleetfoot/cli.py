@@ -90,8 +90,11 @@ def down(
     if not yes:
         typer.confirm(f"Remove the stack {stack} with its machines and their data?", abort=True)
     os.environ[WHOLE_STACK] = "1"
-    result = driver(stack, Display()).destroy()
-    teardown(stack, keep_state=not result.ok)
+    runner = driver(stack, Display())
+    result = runner.destroy()
+    with runner.alone() as empty:
+        if empty or not result.ok:
+            teardown(stack, keep_state=not result.ok)
     _end(result)
 
 

@@ -72,7 +72,7 @@ class Cluster:
         """Cordon a node and evict its pods, as far as disruption budgets allow.
 
         Raises:
-            FleetfootError: Pods were left after `timeout` seconds; the node stays cordoned.
+            FleetfootError: Pods were left after `timeout` seconds; the node is cordoned.
         """
         if node not in self.nodes():
             return

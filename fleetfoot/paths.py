@@ -8,6 +8,7 @@ artifacts, keyed by content, in the user's cache folder.
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,12 +36,15 @@ def write_private(path: Path, content: str | bytes, mode: int = 0o600) -> Path:
     """Write `content` to `path` atomically with `mode`, without a moment of wider access."""
     private_dir(path.parent)
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(fd, "wb") as stream:
-        os.fchmod(stream.fileno(), mode)
-        stream.write(data)
-    temporary.replace(path)
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as stream:
+            os.fchmod(fd, mode)
+            stream.write(data)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
     return path
 
 

@@ -103,6 +103,16 @@ class Engine:
         with _lock.hold(self._backend.locks, self._lock_wait, self._tell):
             pass
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Keeps other runs out, without waiting for one; gives whether the state is empty.
+
+        Raises:
+            LockedError: Another run has the stack.
+        """
+        with _lock.hold(self._backend.locks, 0, self._tell):
+            yield not self.resources()
+
     def outputs(self, show_secrets: bool = False) -> dict[str, Any]:
         """The stack's outputs.
 

@@ -16,6 +16,7 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.images import disk, grub, initrd, kernel, oci, sbom, tree
 from fleetfoot.images.bake import bake
 from fleetfoot.images.definition import Definition, content_key
+from fleetfoot.machines.accel import BESIDE_DISK
 from fleetfoot.paths import PROJECT
 
 if TYPE_CHECKING:
@@ -137,14 +138,13 @@ def _write(definition: Definition, key: str, root: Path, out: Path) -> None:
         tree.slim(root, modules, definition.modules)
     tree.scrub(root)
     tree.check_no_secrets(root)
-    if definition.format == "ext4":
-        disk.ext4(root, out / "disk.raw", mebibytes=definition.size, key=key)
-    elif definition.format == "split":
+    if definition.format == "split":
         size, plain = definition.size, definition.plain
         target, work = out / "disk.raw", out.parent
         disk.split(root, target, work=work, mebibytes=size, plain=plain, key=key)
     elif definition.format == "grub":
         size, cmdline = definition.size, definition.cmdline
+        shutil.copyfile(next((root / "boot").glob("vmlinuz-*")), out / BESIDE_DISK)
         grub.write(root, out / "disk.raw", mebibytes=size, cmdline=cmdline, key=key)
     elif definition.format == "oci":
         oci.write(root, out / "oci", command=definition.command, user=definition.user)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Definition", "content_key"]
 
-FORMATS = ("directory", "ext4", "split", "grub", "oci")
+FORMATS = ("directory", "split", "grub", "oci")
 _SEEDS = ("credentials", "cloud-init")
 # Beside the content of a role: nothing that reaches a machine.
 _NOT_CONTENT = {"README.md", "__pycache__", "molecule"}
@@ -99,7 +99,7 @@ class Definition:
     @property
     def direct_boot(self) -> bool:
         """Whether a hypervisor boots the kernel itself, without a boot loader on the disk."""
-        return self.format in ("ext4", "split")
+        return self.format == "split"
 
 
 def _check(path: Path, data: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ def content_key(parts: Iterable[Path], base: Path) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for path in sorted([part, *(part.rglob("*") if part.is_dir() else ())]):
-            if path.name in _NOT_CONTENT or not _NOT_CONTENT.isdisjoint(path.parts):
+            if not _NOT_CONTENT.isdisjoint((part.name, *path.relative_to(part).parts)):
                 continue
             name = str(path.relative_to(base)) if path.is_relative_to(base) else path.name
             if path.is_symlink():

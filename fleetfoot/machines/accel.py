@@ -14,7 +14,10 @@ from pathlib import Path
 
 from fleetfoot.paths import private_dir, write_private
 
-__all__ = ["accelerator"]
+__all__ = ["BESIDE_DISK", "accelerator"]
+
+#: Name of the kernel that stands beside a disk with a boot loader, for the probe alone.
+BESIDE_DISK = "vmlinuz"
 
 _PROBE_SECONDS = 20
 _REACHED_ROOT = "Unable to mount root fs"

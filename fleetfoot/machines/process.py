@@ -74,10 +74,11 @@ class Daemon:
 
     @property
     def wall(self) -> float:
-        """When it started, in seconds since the epoch."""
-        lines = Path("/proc/stat").read_text().splitlines()
-        boot = next(int(line.split()[1]) for line in lines if line.startswith("btime"))
-        return boot + self.started / os.sysconf("SC_CLK_TCK")
+        """When it started, in seconds since the epoch, as the clock stood then.
+
+        Not by /proc/stat's btime: that moves when the clock is set, and with it every start.
+        """
+        return self.record.stat().st_mtime
 
     def send(self, number: int) -> None:
         """Send a signal, if the process is still this one."""

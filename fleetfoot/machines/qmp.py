@@ -10,7 +10,7 @@ from qemu.qmp import QMPClient, QMPError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["execute", "status"]
+__all__ = ["execute"]
 
 _TIMEOUT_SECONDS = 5
 
@@ -38,11 +38,3 @@ def execute(socket: Path, command: str, arguments: dict[str, Any] | None = None)
         if isinstance(lost, EOFError) or "connection" in str(lost).lower():
             raise ConnectionError(f"{socket}: {lost}") from lost
         raise
-
-
-def status(socket: Path) -> str:
-    """Return the guest's run state (`running`, `paused`, ...); `gone` when nobody answers."""
-    try:
-        return str(execute(socket, "query-status")["status"])
-    except (OSError, TimeoutError, QMPError):
-        return "gone"

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from fleetfoot.errors import FleetfootError
+from fleetfoot.images.definition import Definition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +34,17 @@ GROUPS = (
     "workers",
 )
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_NODE_LABEL = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
+# Labels that the apiserver lets a node give itself (NodeRestriction).
+_RESERVED_DOMAIN = re.compile(r"(^|\.)(kubernetes|k8s)\.io$")
+_NODES_OWN = re.compile(r"(node|kubelet)\.kubernetes\.io/|topology\.kubernetes\.io/(zone|region)$")
+_LONGEST_POOL_NAME = 53  # a machine is <pool>-<number>, its stand-in <pool>-<number>-surge
+_MADE_FOR = {
+    "directory": "nspawn",
+    "grub": "qemu",
+    "oci": "containers",
+    "split": "qemu",
+}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MiB|GiB)")
 _TAINT = re.compile(r"[^=:\s]+(=[^=:\s]*)?:(NoSchedule|PreferNoSchedule|NoExecute)")
 _MIB = {"MiB": 1, "GiB": 1024}
@@ -196,6 +208,9 @@ def load(values: Mapping[str, Any], host_memory_mib: int | None = None) -> Stack
     except ValidationError as wrong:
         raise _told([_sentence(error) for error in wrong.errors()]) from wrong
     problems = [*_names(config), *_ranges(config), *_groups(config)]
+    for number, pool in enumerate(config.pools):
+        problems += [f"fleetfoot:pools[{number}].{told}" for told in _pool(pool)]
+    problems += _sample(config)
     problems += _memory(config, _host_memory() if host_memory_mib is None else host_memory_mib)
     if problems:
         raise _told(problems)
@@ -258,6 +273,84 @@ def _groups(config: StackConfig) -> list[str]:
         " add it to a pool's groups"
         for group in GROUPS
         if group != "workers" and not any(pool.count for pool in config.in_group(group))
+    ]
+
+
+def _pool(pool: PoolConfig) -> list[str]:
+    """What of a pool does not go together, each with its key."""
+    problems = []
+    worker = "workers" in pool.groups
+    if worker and len(pool.groups) > 1:
+        others = ", ".join(group for group in pool.groups if group != "workers")
+        problems.append(
+            f"groups: workers cannot be {others} too: they come and go, and would take it along;"
+            " make a pool of its own for that"
+        )
+    if worker and pool.backend != "qemu":
+        problems.append(
+            f"backend: workers on {pool.backend} would share the host's kernel and cgroups, where a"
+            " kubelet cannot bound its pods; write qemu"
+        )
+    if not worker and pool.count > 1:
+        problems.append(
+            f"count: {pool.count} machines of a control pool could not be replaced without losing"
+            " the cluster, for nothing waits between them yet; write 1 (inventory/samples/ha shows"
+            " a hand-written topology of more)"
+        )
+    if pool.volumes and pool.backend != "nspawn":
+        problems.append(
+            f"volumes: {pool.backend} machines have none, so nothing would be kept; remove it"
+        )
+    if len(pool.name) > _LONGEST_POOL_NAME:
+        problems.append(
+            f"name: {pool.name!r} is too long: with a number behind it, it is no DNS label; take up"
+            f" to {_LONGEST_POOL_NAME} characters"
+        )
+    problems += _labels(pool)
+    return problems + _image(pool)
+
+
+def _labels(pool: PoolConfig) -> list[str]:
+    problems = []
+    for key, value in pool.labels.items():
+        domain, _, name = key.rpartition("/")
+        if not _NODE_LABEL.fullmatch(name) or (value and not _NODE_LABEL.fullmatch(value)):
+            problems.append(
+                f"labels: {key}={value} is no label, so kubelets would refuse to start; use"
+                " up to 63 letters, digits, hyphens, dots and underscores"
+            )
+        elif _RESERVED_DOMAIN.search(domain) and not _NODES_OWN.match(key):
+            problems.append(
+                f"labels: {key} is of Kubernetes' own domain, so the apiserver would refuse the"
+                " nodes; use a name of your own"
+            )
+    return problems
+
+
+def _image(pool: PoolConfig) -> list[str]:
+    try:
+        image = Definition.load(pool.image)
+    except FleetfootError as told:
+        return [f"image: {told}"]
+    if _MADE_FOR[image.format] != pool.backend:
+        return [
+            f"image: {pool.image} is made for {_MADE_FOR[image.format]}, so {pool.backend} could"
+            " not start it; choose another"
+        ]
+    if pool.backend == "qemu" and pool.disk < image.size:
+        return [
+            f"disk: {pool.disk} MiB is less than the image {pool.image} has ({image.size} MiB), so"
+            " it would be cut off; give it more"
+        ]
+    return []
+
+
+def _sample(config: StackConfig) -> list[str]:
+    if not config.sample.enabled or any(pool.count for pool in config.in_group("workers")):
+        return []
+    return [
+        "fleetfoot:sample.enabled: there is no worker that its pods could run on, so it would never"
+        " answer; set it to false, or give a pool of the group workers a count"
     ]
 
 

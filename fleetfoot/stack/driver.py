@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ from fleetfoot.paths import PROJECT, private_dir, write_private
 from fleetfoot.shell import run
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from fleetfoot.engine import EventSink, Summary
 
 __all__ = ["Driver", "Result", "driver"]
@@ -26,6 +29,9 @@ __all__ = ["Driver", "Result", "driver"]
 STATE = PROJECT / ".fleetfoot" / "state"
 PASSPHRASE = PROJECT / ".fleetfoot" / "passphrase"
 _LOCK_WAIT_SECONDS = 1800.0
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,30}[a-z0-9])?")
+# Folders of .fleetfoot that are no stack's, and the stack that `bench` makes and removes.
+_RESERVED = {"bench", "passphrase", "state"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,9 @@ class Driver(Protocol):
     def outputs(self) -> dict[str, Any]:
         """Return the stack's outputs, secrets decrypted."""
 
+    def alone(self) -> AbstractContextManager[bool]:
+        """Keep other runs out; gives whether the state is empty."""
+
 
 def driver(stack: str, display: EventSink | None = None) -> Driver:
     """Return the engine to use: `$FLEETFOOT_ENGINE`, else the CLI if it is on PATH."""
@@ -70,6 +79,13 @@ def driver(stack: str, display: EventSink | None = None) -> Driver:
     if forced not in ("", "embedded", "pulumi"):
         raise FleetfootError(
             f"FLEETFOOT_ENGINE is {forced!r}", "no engine was chosen", "set embedded or pulumi"
+        )
+    if not _NAME.fullmatch(stack) or stack in _RESERVED:
+        raise FleetfootError(
+            f"the stack name {stack!r} cannot be used",
+            "machines' names and folders are made of it",
+            "take up to 32 small letters, digits and inner hyphens, and none of "
+            + ", ".join(sorted(_RESERVED)),
         )
     if not (PROJECT / f"Pulumi.{stack}.yaml").exists():
         raise FleetfootError(
@@ -123,6 +139,9 @@ class _Embedded:
     def outputs(self) -> dict[str, Any]:
         return self._engine.outputs(show_secrets=True)
 
+    def alone(self) -> AbstractContextManager[bool]:
+        return self._engine.alone()
+
     def _told(self, summary: Summary) -> Result:
         return Result(summary.ok, str(summary))
 
@@ -134,7 +153,6 @@ class _PulumiCli:
         self._stack = stack
         self._embedded = _engine(stack)
         self._environment = environment()
-        self._pulumi("stack", "select", "--create", stack, quiet=True)
 
     def preview(self) -> Result:
         return self._run("preview", "--diff")
@@ -153,7 +171,12 @@ class _PulumiCli:
         found: dict[str, Any] = json.loads(run(argv, env=self._environment))
         return found
 
+    def alone(self) -> AbstractContextManager[bool]:
+        return self._embedded.alone()
+
     def _run(self, *arguments: str) -> Result:
+        if arguments[0] in ("preview", "up"):
+            self._pulumi("stack", "select", "--create", self._stack, quiet=True)
         if arguments[0] != "preview":
             # The CLI takes the lock of a killed run for a living one's, and does not wait.
             self._embedded.wait()
@@ -170,8 +193,10 @@ class _PulumiCli:
 
 def environment() -> dict[str, str]:
     """Return the environment in which the Pulumi CLI works on the same state."""
+    # A passphrase of the user's own would win over the file.
+    inherited = {k: v for k, v in os.environ.items() if k != "PULUMI_CONFIG_PASSPHRASE"}
     return {
-        **os.environ,
+        **inherited,
         "PULUMI_BACKEND_URL": f"file://{STATE}",
         "PULUMI_CONFIG_PASSPHRASE_FILE": str(PASSPHRASE),
         "PULUMI_SKIP_UPDATE_CHECK": "true",

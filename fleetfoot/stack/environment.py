@@ -145,6 +145,8 @@ class Environment(pulumi.ComponentResource):
                 for pool in control.values()
                 for machine, m in zip(pool.names, pool.machines, strict=True)
             },
+            # Its certificates last a year; a run renews those in their last 90 days.
+            repeat=30,
             opts=pulumi.ResourceOptions(parent=self, depends_on=[authorities]),
         )
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fleetfoot import artifacts
 from fleetfoot.cluster import Cluster
 from fleetfoot.errors import FleetfootError
 from fleetfoot.images.definition import content_key
@@ -25,23 +26,20 @@ _TAIL_LINES = 30
 
 
 def playbook_digest(playbook: str) -> str:
-    """Return a hash of a playbook, its roles, group variables and the plug-ins it may use."""
+    """Return a hash of a playbook, its roles, variables, plug-ins and the node software."""
     path = PROJECT / "playbooks" / playbook
     roles = [PROJECT / "roles" / role for role in roles_of(path)]
     shared = [PROJECT / "playbooks" / "group_vars", PROJECT / "plugins"]
-    return content_key([path, *roles, *shared], PROJECT)
+    return f"{content_key([path, *roles, *shared], PROJECT)}-{artifacts.directory().name}"
 
 
-def run(props: Mapping[str, Any]) -> dict[str, Any]:
+def run(props: Mapping[str, Any]) -> None:
     """Run a playbook.
 
     Args:
         props: `stack`, `name` (of the run), `playbook` (path below playbooks/), `inventory` (an
             Ansible inventory as data), `limit` (hosts), `tags` (tasks), `nodes` (names to wait for
             until Ready).
-
-    Returns:
-        No outputs: what a playbook did is on its machines.
 
     Raises:
         FleetfootError: It failed; the message carries the end of its log.
@@ -83,7 +81,6 @@ def run(props: Mapping[str, Any]) -> dict[str, Any]:
         )
     for node in props.get("nodes") or []:
         Cluster(props["stack"]).wait_ready(node)
-    return {}
 
 
 def _whole(value: Any) -> Any:

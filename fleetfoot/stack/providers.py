@@ -28,6 +28,7 @@ from pulumi.dynamic import (
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.network import NetworkSpec
+from fleetfoot.paths import StackPaths
 from fleetfoot.registry import Registry
 from fleetfoot.stack import onboarding, rolling
 from fleetfoot.stack.bootimage import boot_image
@@ -45,6 +46,7 @@ __all__ = [
 Props = dict[str, Any]
 
 _ANSWER_SECONDS, _ANSWER_PAUSE = 180, 0.5
+_DAY_SECONDS = 86400
 
 
 class _Provider(ResourceProvider):
@@ -78,6 +80,21 @@ class NetworkProvider(_Provider):
     """The stack's namespace, bridge, names and uplink."""
 
     inputs = replacing = ("stack", "cidr", "uplink", "zone", "cluster")
+
+    def check(self, olds: Props, news: Props) -> CheckResult:
+        """Refuse another network below machines that live in this one."""
+        failures = []
+        changed = [key for key in self.inputs if key in olds and olds[key] != news[key]]
+        machines = StackPaths(news["stack"]).machines
+        if changed and machines.exists() and any(machines.iterdir()):
+            was, now = ([props[key] for key in changed] for props in (olds, news))
+            reason = (
+                f"fleetfoot:network: {', '.join(changed)} was {was} and would be {now}; the stack's"
+                " machines have their addresses there and would be lost. Take the change back, or"
+                " run `make down` first"
+            )
+            failures.append(CheckFailure(changed[0], reason))
+        return CheckResult(news, failures)
 
     def _spec(self, props: Props) -> NetworkSpec:
         own = tuple(props.get("cluster") or ())
@@ -202,13 +219,17 @@ class MachineProvider(_Provider):
         inputs = MachineInputs(props)
         return CreateResult(inputs.name, {**props, **rolling.create(inputs)})
 
+    def diff(self, id_: str, olds: Props, news: Props) -> DiffResult:
+        """Compare the inputs; a machine that does not run is to be made again."""
+        found = super().diff(id_, olds, news)
+        found.changes = found.changes or not olds.get("started")
+        return found
+
     def read(self, id_: str, props: Props) -> ReadResult:
-        """See whether it runs; one that does not counts as gone and is made again."""
+        """See whether it runs. One that does not stays known: there is a disk and a node to it."""
         machine = Fleet.of_stack(props["stack"]).read(props["name"])
         rolling.settle(MachineInputs(props))
-        if machine is None or not machine.running:
-            return ReadResult("", props)
-        return ReadResult(id_, {**props, "address": machine.address, "started": machine.started})
+        return ReadResult(id_, {**props, "started": machine.started if machine else 0})
 
     def update(self, _id: str, olds: Props, news: Props) -> UpdateResult:
         """Replace the machine in its turn: drain, stop, boot, wait for Ready."""
@@ -226,9 +247,17 @@ class PlaybookProvider(_Provider):
     # The inventory names machines that this run may not concern; `triggers` says what does.
     inputs = (*replacing, "playbook", "limit", "tags", "nodes", "digest", "triggers")
 
+    def diff(self, id_: str, olds: Props, news: Props) -> DiffResult:
+        """Compare the inputs; a run that is older than `repeat` days is due again."""
+        found = super().diff(id_, olds, news)
+        due = float(olds.get("ran") or 0) + float(news.get("repeat") or 0) * _DAY_SECONDS
+        found.changes = found.changes or (bool(news.get("repeat")) and time.time() > due)
+        return found
+
     def create(self, props: Props) -> CreateResult:
         """Run the playbook."""
-        return CreateResult(f"playbook-{props['name']}", {**props, **onboarding.run(props)})
+        onboarding.run(props)
+        return CreateResult(f"playbook-{props['name']}", {**props, "ran": time.time()})
 
     def delete(self, _id: str, _props: Props) -> None:
         """What a playbook did goes with its machines."""

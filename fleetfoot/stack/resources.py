@@ -159,7 +159,10 @@ class Machine(Resource, module="fleetfoot", name="Machine"):
 
 
 class Playbook(Resource, module="fleetfoot", name="Playbook"):
-    """A playbook that ran on some hosts; runs again when an input changes."""
+    """A playbook that ran on some hosts; runs again when an input changes.
+
+    `repeat` lets an `up` run it again that many days later: what it issued is renewed so.
+    """
 
     def __init__(
         self,
@@ -173,6 +176,7 @@ class Playbook(Resource, module="fleetfoot", name="Playbook"):
         nodes: Sequence[str] = (),
         digest: str,
         triggers: pulumi.Input[Mapping[str, Any]] | None = None,
+        repeat: int = 0,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         props = {
@@ -185,5 +189,6 @@ class Playbook(Resource, module="fleetfoot", name="Playbook"):
             "nodes": list(nodes),
             "digest": digest,
             "triggers": triggers or {},
+            "repeat": repeat,
         }
         super().__init__(PlaybookProvider(), resource_name, props, opts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -136,10 +137,14 @@ def create(inputs: MachineInputs) -> dict[str, Any]:
 def update(old: MachineInputs, new: MachineInputs) -> dict[str, Any]:
     """Replace a machine by one of the new specification, in its pool's turn.
 
+    One that only died is made again; a machine that is no node goes on with the disk it had.
+
     Raises:
         FleetfootError: Pods could not leave, or the new one did not become Ready; then the old one
             is put back.
     """
+    if not old.props.get("started") and old.spec == new.spec:
+        return create(new)
     with _turn(new), _surge(new):
         _drain(old)
         _remove(old)
@@ -147,7 +152,7 @@ def update(old: MachineInputs, new: MachineInputs) -> dict[str, Any]:
             outputs = create(new)
             if new.node is not None:
                 Cluster(new.stack).wait_ready(new.name)
-        except FleetfootError as failed:
+        except Exception as failed:
             Fleet.of_stack(new.stack).delete(new.name)
             create(old)
             raise _stopped(new, failed) from failed
@@ -168,10 +173,10 @@ def _surge(inputs: MachineInputs) -> Iterator[None]:
         try:
             create(extra)
             Cluster(extra.stack).wait_ready(extra.name)
-        except FleetfootError as failed:
+        except Exception as failed:
+            _remove(extra)
             raise _stopped(inputs, failed) from failed
         yield
-        _drain(extra)
     finally:
         settle(inputs)
 
@@ -182,9 +187,19 @@ def surge_name(name: str) -> str:
 
 
 def settle(inputs: MachineInputs) -> None:
-    """Remove the extra machine of a roll that ended, or that was killed."""
+    """Remove the extra machine of a roll that ended, or that was killed.
+
+    Where its pods cannot leave it stays, which harms nobody, and the next run tries again.
+    """
     extra = MachineInputs({**inputs.props, "name": surge_name(inputs.name)})
-    if Fleet.of_stack(inputs.stack).read(extra.name) is not None:
+    if Fleet.of_stack(inputs.stack).read(extra.name) is None:
+        return
+    try:
+        if not os.environ.get(WHOLE_STACK):
+            _drain(extra)
+    except FleetfootError as kept:
+        print(f"{extra.name} stays for now: {kept}", file=sys.stderr, flush=True)
+    else:
         _remove(extra)
 
 
@@ -192,7 +207,7 @@ def delete(inputs: MachineInputs) -> None:
     """Drain the node, if it is one, and remove the machine.
 
     Raises:
-        FleetfootError: Pods could not leave; the machine stays, cordoned.
+        FleetfootError: Pods could not leave; the machine stays in use.
     """
     if not os.environ.get(WHOLE_STACK):
         _drain(inputs)
@@ -200,7 +215,7 @@ def delete(inputs: MachineInputs) -> None:
     _remove(inputs)
 
 
-def _stopped(inputs: MachineInputs, failed: FleetfootError) -> FleetfootError:
+def _stopped(inputs: MachineInputs, failed: Exception) -> FleetfootError:
     return FleetfootError(
         f"{inputs.name} did not become Ready with {inputs.spec.image.name} of"
         f" {inputs.spec.image.digest[:12]}: {failed}",
@@ -210,12 +225,20 @@ def _stopped(inputs: MachineInputs, failed: FleetfootError) -> FleetfootError:
 
 
 def _drain(inputs: MachineInputs) -> None:
-    """Move the pods of a running node elsewhere, if there is a cluster that could."""
+    """Move the pods of a running node elsewhere, if there is a cluster that could.
+
+    Raises:
+        FleetfootError: Some cannot leave; the node takes pods again.
+    """
     machine = Fleet.of_stack(inputs.stack).read(inputs.name)
     cluster = Cluster(inputs.stack)
     if inputs.node is None or machine is None or not machine.running or not cluster.answers():
         return
-    cluster.drain(inputs.name)
+    try:
+        cluster.drain(inputs.name)
+    except FleetfootError:
+        cluster.uncordon(inputs.name)
+        raise
 
 
 def _remove(inputs: MachineInputs) -> None:

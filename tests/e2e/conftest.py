@@ -19,7 +19,7 @@ def environment() -> Iterator[Stack]:
     """The running stack, brought up by runs of which the first ones were killed."""
     stack = Stack("e2e", 84)
     try:
-        stack.kill_runs(KILLS)
+        assert stack.kill_runs(KILLS) == KILLS, "a run ended before it was killed"
         stack.fleetfoot("up")
         yield stack
     finally:

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,51 @@ class Stack:
         if done.returncode == 0:
             self.file.unlink(missing_ok=True)
         return done
+
+
+class NodeWatch(threading.Thread):
+    """What a watch of the apiserver showed of the nodes, while a `with` block ran.
+
+    Attributes:
+        seen: Name, whether it was Ready, whether it took pods; in the order of the changes.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__(daemon=True)
+        self.seen: list[tuple[str, bool, bool]] = []
+        self._watch = stack.start("fleetfoot", "kubectl", "--", "get", "nodes", "-w", "-o", "json")
+
+    def __enter__(self) -> NodeWatch:
+        self.start()
+        eventually(lambda: self.seen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.terminate()
+        self._watch.wait()
+        self.join()
+
+    def run(self) -> None:
+        text = ""
+        for line in self._watch.stdout or ():
+            text += line
+            if line == "}\n":
+                node, text = json.loads(text), ""
+                conditions = {c["type"]: c["status"] for c in node["status"]["conditions"]}
+                schedulable = not node["spec"].get("unschedulable")
+                name = node["metadata"]["name"]
+                self.seen.append((name, conditions.get("Ready") == "True", schedulable))
+
+    @property
+    def fewest(self) -> int:
+        """The fewest nodes that were of use at once, after each had been seen first."""
+        usable: dict[str, bool] = {}
+        counts = []
+        for name, ready, schedulable in self.seen:
+            usable[name] = ready and schedulable
+            counts.append(sum(usable.values()))
+        first = {name for name, *_ in self.seen[:2]}
+        return min(counts[len(first) - 1 :])
 
 
 def eventually(check: Callable[[], Any], timeout: float = 120, pause: float = 1.0) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.stacks import STATE, Stack, assert_nothing_left, eventually
+from tests.e2e.stacks import STATE, NodeWatch, Stack, assert_nothing_left, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -240,6 +240,31 @@ def test_a_killed_worker_is_seen_and_replaced(environment: Stack) -> None:
     eventually(lambda: answers(environment))
 
 
+def test_a_worker_whose_kernel_panics_comes_back(environment: Stack) -> None:
+    before = started(environment)
+    asked = "cat /proc/sys/kernel/random/boot_id"
+    booted = environment.ssh("worker-2", asked)
+    environment.ssh("worker-2", "echo c > /proc/sysrq-trigger", check=False)
+    eventually(lambda: environment.ssh("worker-2", asked, check=False) != booted, timeout=240)
+    eventually(lambda: environment.machine("worker-2")["ready"], timeout=240)
+    assert started(environment) == before
+
+
+def test_a_control_machine_has_the_bounds_it_was_given(environment: Stack) -> None:
+    pid = str(process_of(environment, "control-1"))
+    groups = list(Path("/sys/fs/cgroup").glob(f"**/fleetfoot/{environment.name}/control-1"))
+    assert groups
+    limits = {}
+    for group in groups:
+        if not any((group / name).exists() for name in ("memory.max", "memory.limit_in_bytes")):
+            continue
+        assert pid in (group / "cgroup.procs").read_text().split()
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            if (group / name).exists():
+                limits[name] = int((group / name).read_text())
+    assert list(limits.values()) == [3 << 30]
+
+
 def settled(stack: Stack) -> bool:
     """Whether all pods of the sample service are available."""
     status = stack.get("deployment", "dictionary", "--namespace=sample")["status"]
@@ -264,7 +289,9 @@ def test_a_smaller_pool_drains_the_node_that_leaves(environment: Stack) -> None:
     environment.pool("worker")["count"] = 1
     environment.write()
     assert "worker-2" in environment.fleetfoot("preview").stdout
-    environment.fleetfoot("up")
+    with NodeWatch(environment) as watch:
+        environment.fleetfoot("up")
+    assert ("worker-2", True, False) in watch.seen, "it was not cordoned before it left"
     assert started(environment) == {k: v for k, v in before.items() if k != "worker-2"}
     assert [row["name"] for row in environment.status()["nodes"]] == ["worker-1"]
     assert answers(environment)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +13,7 @@ from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.spec import BootImage, MachineSpec
 from fleetfoot.paths import cache_dir
 from fleetfoot.stack.bootimage import boot_image
-from tests.e2e.stacks import PROJECT, Stack, eventually
+from tests.e2e.stacks import PROJECT, NodeWatch, Stack, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,45 +116,12 @@ def test_a_roll_stops_at_the_first_machine_that_does_not_come(
     assert all(row["ready"] for row in environment.status()["nodes"])
 
 
-class FewestReady(threading.Thread):
-    """The fewest nodes that were Ready at once, as a watch of the apiserver saw it."""
-
-    def __init__(self, stack: Stack) -> None:
-        super().__init__(daemon=True)
-        self.fewest = 99
-        self._watch = stack.start("fleetfoot", "kubectl", "--", "get", "nodes", "-w", "-o", "json")
-
-    def run(self) -> None:
-        ready: dict[str, bool] = {}
-        decoder, text = json.JSONDecoder(), ""
-        for line in self._watch.stdout or ():
-            text += line
-            if line != "}\n":
-                continue
-            node, _ = decoder.raw_decode(text)
-            text = ""
-            conditions = {c["type"]: c["status"] for c in node["status"]["conditions"]}
-            usable = not node["spec"].get("unschedulable")
-            ready[node["metadata"]["name"]] = usable and conditions["Ready"] == "True"
-            if len(ready) > 1:
-                self.fewest = min(self.fewest, sum(ready.values()))
-
-    def stop(self) -> None:
-        self._watch.terminate()
-        self._watch.wait()
-        self.join()
-
-
 def test_a_roll_with_stand_ins_never_has_fewer_nodes(environment: Stack) -> None:
     before, worker = started(environment), environment.pool("worker")
     worker["memory"], worker["roll"] = "1536MiB", {"max_surge": 1, "max_unavailable": 0}
     environment.write()
-    watch = FewestReady(environment)
-    watch.start()
-    try:
+    with NodeWatch(environment) as watch:
         environment.fleetfoot("up", timeout=1800)
-    finally:
-        watch.stop()
     now = started(environment)
     assert set(now) == set(before)
     assert [name for name in now if now[name] == before[name]] == ["control-1"]

@@ -58,6 +58,23 @@ def test_the_default_stack_is_good() -> None:
         ("network.cidr", "10.89.0.1/24", "fleetfoot:network.cidr", "no IPv4 range"),
         ("network.cidr", "10.89.0.0/30", "fleetfoot:network.cidr", "room for 1 machines"),
         ("network.pods", "10.89.0.0/16", "fleetfoot:network", "overlaps"),
+        ("pools.1.backend", "nspawn", r"fleetfoot:pools\[1\].backend", "write qemu"),
+        ("pools.1.image", "control", r"fleetfoot:pools\[1\].image", "made for nspawn"),
+        ("pools.1.image", "sample", r"fleetfoot:pools\[1\].image", "made for containers"),
+        ("pools.1.image", "beos", r"fleetfoot:pools\[1\].image", "choose one of .*serverless"),
+        ("pools.1.groups", ["workers", "etcd"], r"pools\[1\].groups", "a pool of its own"),
+        ("pools.1.volumes", ["/data"], r"fleetfoot:pools\[1\].volumes", "nothing would be kept"),
+        ("pools.1.labels", {"a b": "c"}, r"fleetfoot:pools\[1\].labels", "is no label"),
+        ("pools.1.labels", {"a": 'b"c'}, r"fleetfoot:pools\[1\].labels", "is no label"),
+        (
+            "pools.1.labels",
+            {"node-role.kubernetes.io/worker": ""},
+            r"fleetfoot:pools\[1\].labels",
+            "Kubernetes' own domain",
+        ),
+        ("pools.1.name", "w" * 60, r"fleetfoot:pools\[1\].name", "up to 53"),
+        ("pools.0.count", 3, r"fleetfoot:pools\[0\].count", "write 1"),
+        ("pools.1.count", 0, "fleetfoot:sample.enabled", "no worker"),
         ("sample.replicas", True, "fleetfoot:sample.replicas", "valid integer"),
         ("pools", [], "fleetfoot:pools", "at least 1"),
     ],
@@ -65,6 +82,18 @@ def test_the_default_stack_is_good() -> None:
 def test_bad_input_is_told_with_field_and_fix(path: str, value: Any, field: str, says: str) -> None:
     with pytest.raises(FleetfootError, match=rf"(?s){field}.*{says}.*Nothing was changed"):
         load(changed(path, value), host_memory_mib=24_000)
+
+
+def test_a_disk_smaller_than_its_image_is_refused() -> None:
+    config = changed("pools.1.image", "generic")
+    config["pools"][1]["disk"] = "2GiB"
+    with pytest.raises(FleetfootError, match=r"pools\[1\]\.disk: 2048 MiB is less than the image"):
+        load(config)
+
+
+def test_labels_that_nodes_may_give_themselves_are_taken() -> None:
+    labels = {"topology.kubernetes.io/zone": "a", "example.com/rack": "r1", "plain": ""}
+    assert load(changed("pools.1.labels", labels)).pools[1].labels == labels
 
 
 def test_all_reasons_are_told_together() -> None:

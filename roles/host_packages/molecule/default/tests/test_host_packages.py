@@ -3,6 +3,6 @@
 import pytest
 
 
-@pytest.mark.parametrize("name", ["mtools", "patch"])
+@pytest.mark.parametrize("name", ["mtools", "patch", "ed"])
 def test_installed(host, name):
     assert host.package(name).is_installed
