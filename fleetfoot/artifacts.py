@@ -138,6 +138,13 @@ def _build_module(module: Module, progress: Callable[[str], None]) -> None:
             progress(f"{program} {module.version}: compiling")
             for count in _compile(argv, PROJECT / "tools" / module.folder, program):
                 progress(f"{program} {module.version}: {count} packages compiled")
+            says = reported_version(module, program, temporary)
+            if module.version.removeprefix("v") not in says:
+                raise FleetfootError(
+                    f"{program} was built from {module.version} but says {says.strip()!r}",
+                    "nobody could tell what a node runs",
+                    "correct `stamp` or `tells` in tools/programs.yml",
+                )
             progress(f"{program} {module.version}: {target.stat().st_size >> 20} MiB")
         if module.out.exists():  # half of an earlier build of the same content
             shutil.rmtree(module.out)

@@ -99,9 +99,20 @@ def down(
 
 
 @app.command()
-def outputs(stack: StackName = "local", as_json: AsJson = False) -> None:
-    """Print the stack's outputs."""
+def outputs(
+    name: Annotated[str, typer.Argument(help="Print this one's value alone.")] = "",
+    stack: StackName = "local",
+    as_json: AsJson = False,
+) -> None:
+    """Print the stack's outputs, or one of them."""
     found = driver(stack).outputs()
+    if name:
+        if name not in found:
+            known = ", ".join(found) or "none: run `make up` first"
+            raise FleetfootError(f"{stack} has no output {name!r}", fix=f"known: {known}")
+        value = found[name]
+        print(json.dumps(value) if as_json or not isinstance(value, str) else value)
+        return
     if as_json:
         print(json.dumps(found, indent=1))
         return

@@ -37,11 +37,6 @@ class Status:
             "nodes": self.nodes,
         }
 
-    @property
-    def ready(self) -> bool:
-        """Whether all of it is."""
-        return all(row["ready"] for row in (*self.machines, *self.apiservers, *self.nodes))
-
 
 def gather(stack: str) -> Status:
     """Look at a stack.
