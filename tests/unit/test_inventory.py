@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fleetfoot.engine import Engine
 from fleetfoot.stack.config import GROUPS, load
@@ -176,6 +177,75 @@ def test_ha_sample_gives_each_group_its_front_end() -> None:
     fronts = json.JSONDecoder().raw_decode(said)[0]["load_balancer_apiservers"]
     assert {front["name"]: front["port"] for front in fronts} == {"online": 6443, "offline": 6444}
     assert [server["port"] for server in fronts[1]["servers"]] == [7444, 7444]
+
+
+def defaults(role: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(
+        (PROJECT / f"roles/{role}/defaults/main.yml").read_text()
+    )
+    return found
+
+
+LOSSES = {"container_runtime_durable", "kernel_writeback_mounts"}
+LOSSES |= {"boot_order_journal", "boot_order_journal_max", "boot_order_stop_timeout"}
+FAST = {
+    name: value
+    for role in ("boot_order", "container_runtime", "kernel_writeback")
+    for name, value in defaults(role).items()
+    if name in LOSSES
+}
+KEPT = {
+    "boot_order_journal": "auto",
+    "boot_order_journal_max": "",
+    "boot_order_stop_timeout": "90s",
+    "container_runtime_durable": True,
+    "kernel_writeback_mounts": [],
+}
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What group_vars tells roles about hosts of every kind, asked of Ansible itself."""
+    workers = {
+        "of-a-pool": {"fleetfoot_pool": "worker"},
+        "my-own": {},
+        "my-own-fast": {"fleetfoot_replaced": True},
+        "my-own-chosen": {"boot_order_journal": "persistent"},
+    }
+    groups = {"workers": workers, "image_serverless": {"serverless": {}}}
+    groups["image_generic"] = {"generic": {}}
+    folder = tmp_path_factory.mktemp("losses")
+    tree = {"all": {"children": {name: {"hosts": hosts} for name, hosts in groups.items()}}}
+    (folder / "hosts.yml").write_text(yaml.safe_dump(tree))
+    argv = [str(BIN / "ansible"), "all", "-i", str(folder / "hosts.yml"), "-c", "local"]
+    argv += ["--playbook-dir", "playbooks", "--tree", str(folder / "said"), "-m", "debug", "-a"]
+    wanted = ", ".join(f"'{name}': {name}" for name in sorted(LOSSES))
+    done = subprocess.run(
+        [*argv, f"msg={{{{ {{{wanted}}} }}}}"],
+        cwd=PROJECT,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {path.name: json.loads(path.read_text())["msg"] for path in (folder / "said").iterdir()}
+
+
+@pytest.mark.parametrize("name", ["of-a-pool", "serverless", "my-own-fast"])
+def test_machines_that_are_replaced_get_what_the_roles_default_to(
+    losses: dict[str, dict[str, Any]], name: str
+) -> None:
+    assert losses[name] == FAST
+
+
+def test_a_host_of_ones_own_loses_nothing(losses: dict[str, dict[str, Any]]) -> None:
+    assert losses["my-own"] == KEPT
+    assert losses["my-own-chosen"] == {**KEPT, "boot_order_journal": "persistent"}
+
+
+def test_the_baseline_image_is_durable(losses: dict[str, dict[str, Any]]) -> None:
+    assert losses["generic"]["container_runtime_durable"] is True
 
 
 @pytest.mark.parametrize("playbook", PLAYBOOKS)
