@@ -2,6 +2,8 @@
 
 import pytest
 
+UNITS = "/usr/local/lib/systemd/system"
+
 
 @pytest.mark.parametrize(
     "unit",
@@ -13,6 +15,25 @@ import pytest
 )
 def test_is_masked(host, unit):
     assert host.check_output(f"systemctl is-enabled {unit} || true") == "masked"
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["multi-user.target.wants/dbus.service", "of-the-administrator.service", "ldconfig.service"],
+)
+def test_links_of_others_stay(host, link):
+    """They were there before, and two runs of the role left them."""
+    assert host.file(f"{UNITS}/{link}").is_symlink
+
+
+def test_mask_taken_off_the_list_is_gone(host):
+    assert not host.file(f"{UNITS}/taken-off-the-list.service").exists
+
+
+def test_role_knows_its_own_masks(host):
+    own = host.file("/usr/local/lib/systemd/boot-order.masked").content_string.splitlines()[1:]
+    assert "systemd-networkd-wait-online.service" in own
+    assert "ldconfig.service" not in own
 
 
 @pytest.mark.parametrize("unit", ["dbus.service", "ssh.service", "systemd-journald.service"])
