@@ -21,7 +21,6 @@ import yaml
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.paths import PROJECT, cache_dir
-from fleetfoot.shell import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -207,5 +206,9 @@ def directory() -> Path:
 
 
 def reported_version(module: Module, program: str, folder: Path) -> str:
-    """Return what a built program says of its own version (its whole output)."""
-    return run([str(folder / program), *module.tells[program]])
+    """Return what a built program says of its own version, on whichever stream."""
+    argv = [str(folder / program), *module.tells[program]]
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
+    return done.stdout + done.stderr
