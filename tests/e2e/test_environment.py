@@ -250,6 +250,15 @@ def test_a_worker_whose_kernel_panics_comes_back(environment: Stack) -> None:
     assert started(environment) == before
 
 
+def test_the_hypervisor_runs_as_a_probe_guest_showed(environment: Stack) -> None:
+    pid = process_of(environment, "worker-1")
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    used = words[words.index("-accel") + 1].partition(",")[0]
+    shown = {path.read_text() for path in Path("/run/fleetfoot").glob("accel-*")}
+    assert used in (shown or {"tcg"})
+    assert words[words.index("-sandbox") + 1].startswith("on,")
+
+
 def test_a_control_machine_has_the_bounds_it_was_given(environment: Stack) -> None:
     pid = str(process_of(environment, "control-1"))
     groups = list(Path("/sys/fs/cgroup").glob(f"**/fleetfoot/{environment.name}/control-1"))
