@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +15,7 @@ from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.spec import BootImage, MachineSpec
 from fleetfoot.paths import cache_dir
 from fleetfoot.stack.bootimage import boot_image
-from tests.e2e.stacks import PROJECT, NodeWatch, Stack, eventually
+from tests.e2e.stacks import BIN, PROJECT, NodeWatch, Stack, assert_nothing_left, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,3 +128,17 @@ def test_a_roll_with_stand_ins_never_has_fewer_nodes(environment: Stack) -> None
     assert set(now) == set(before)
     assert [name for name in now if now[name] == before[name]] == ["control-1"]
     assert watch.fewest >= 2
+
+
+def test_bench_boot_writes_what_it_measured(tmp_path: Path) -> None:
+    target = tmp_path / "boot.json"
+    argv = [str(BIN / "fleetfoot"), "bench", "boot", "--rounds", "1", "--json", str(target)]
+    subprocess.run(argv, cwd=PROJECT, check=True, timeout=1800)
+    report = json.loads(target.read_text())
+    assert set(report["ratios"]) == {"node_ready", "containerd_ready", "ssh", "image_size"}
+    for arm in ("generic", "serverless"):
+        found = report["arms"][arm]
+        assert found["ssh"] > 0
+        assert 0 < found["containerd_ready"] < found["node_ready"]
+    assert target.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert_nothing_left("bench", "10.95.")
