@@ -22,13 +22,13 @@ CASES: list[dict[str, Any]] = yaml.safe_load(
 )
 
 
-def playbook(result: Path) -> list[dict[str, Any]]:
+def playbook(folder: Path, result: Path) -> list[dict[str, Any]]:
     """One play: each case in a block whose rescue keeps what was said."""
     tasks: list[dict[str, Any]] = []
     for number, case in enumerate(CASES):
         include = {
             "ansible.builtin.include_role": {"name": case["role"], "tasks_from": "preflight"},
-            "vars": case["vars"],
+            "vars": {"folder": str(case_folder(folder, number)), **case["vars"]},
         }
         said = f"{{{{ said | combine({{'{number}': ansible_failed_result | to_json}}) }}}}"
         rescue = {"ansible.builtin.set_fact": {"said": said}}
@@ -39,11 +39,20 @@ def playbook(result: Path) -> list[dict[str, Any]]:
     return [play]
 
 
+def case_folder(folder: Path, number: int) -> Path:
+    """Where the files of a case are."""
+    return folder / f"case-{number}"
+
+
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("refusals")
     result = folder / "said.json"
-    (folder / "play.yml").write_text(yaml.safe_dump(playbook(result)))
+    for number, case in enumerate(CASES):
+        for name, content in case.get("files", {}).items():
+            case_folder(folder, number).mkdir(exist_ok=True)
+            (case_folder(folder, number) / name).write_text(content)
+    (folder / "play.yml").write_text(yaml.safe_dump(playbook(folder, result)))
     done = subprocess.run(
         [
             str(Path(sys.executable).parent / "ansible-playbook"),
