@@ -1,5 +1,10 @@
 """A member that runs, speaks to holders of certificates only, and keeps what it is told."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 TLS = "--cacert=/etc/etcd/pki/ca.crt --cert=/etc/etcd/pki/server.crt --key=/etc/etcd/pki/server.key"
 ETCDCTL = f"etcdctl --endpoints=https://127.0.0.1:2379 {TLS}"
 
@@ -27,6 +32,29 @@ def test_is_not_root_and_data_is_private(host):
     data = host.file("/var/lib/etcd")
     assert (data.user, data.mode) == ("etcd", 0o700)
     assert host.file("/etc/etcd/pki/server.key").mode == 0o600
+
+
+def converge():
+    """Apply the role once more, as Molecule does."""
+    inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
+    playbook = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "converge.yml"
+    argv = [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, playbook]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_new_program_replaces_the_running_one(host):
+    def process():
+        return host.check_output("systemctl show -P MainPID etcd")
+
+    before = process()
+    converge()
+    assert process() == before
+    host.check_output("cp /usr/local/bin/etcd /run/etcd && echo >> /run/etcd")
+    host.check_output("install --mode=0755 /run/etcd /usr/local/bin/etcd && rm /run/etcd")
+    converge()
+    assert process() != before
+    assert host.service("etcd").is_running
 
 
 def test_gives_free_space_back(host):
