@@ -1,5 +1,7 @@
 """Configuration that this kubelet understands, and an identity of the node's own."""
 
+import datetime
+
 import yaml
 from cryptography import x509
 
@@ -14,6 +16,14 @@ def test_identity(host):
     certificate = x509.load_pem_x509_certificate(link.content)
     assert certificate.subject.rfc4514_string() == "CN=system:node:target,O=system:nodes"
     assert host.run_test(f"openssl verify -CAfile /etc/kubernetes/pki/ca.crt {CURRENT}")
+    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    assert life <= datetime.timedelta(hours=25), "the kubelet renews it; until then it is short, too"
+
+
+def test_key_is_there_once(host):
+    """What the certificate was made with is not kept beside what the kubelet uses."""
+    for name in ("kubelet-client.crt", "kubelet-client.key"):
+        assert not host.file(f"/etc/kubernetes/pki/{name}").exists
 
 
 def test_kubeconfig(host):
