@@ -269,8 +269,11 @@ class Deployment:
                 call = self._call(resource, "read", old_outputs=resource.outputs)
                 result = self._provider(resource).read(call)
                 step.diffs = self._refreshed(resource, result, gone)
-                if step.diffs:
-                    step.counted = "delete" if resource in gone else "update"
+                if resource in gone:
+                    step.counted = "delete"
+                elif step.diffs and self.summary.kind == "refresh":
+                    # An update counts what it changes, not what others changed before it.
+                    step.counted = "update"
                 return True
             return False
 
