@@ -139,6 +139,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     name = module.params["name"]
+    needed = (module.params["program"], CTR)
+    if module.check_mode and not all(map(os.path.exists, needed)):
+        module.exit_json(changed=True, digest="")  # the run would have installed them by now
     archive, digest = oci_archive(name, module.params["program"], module.params["arguments"])
     if module.params["live"]:
         module.exit_json(changed=put(module, archive, name, digest), digest=digest)
