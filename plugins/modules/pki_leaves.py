@@ -336,10 +336,12 @@ def run(module: AnsibleModule) -> dict[str, Any]:
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    if x509 is None and module.check_mode:
+        module.exit_json(changed=True, requests=[])  # the run would have installed it by now
     if x509 is None:
         module.fail_json(
             msg="python3-cryptography is not installed on the machine, so it can keep no keys; "
-            "install that package (the control image has it)"
+            "install that package (role pki does, by its entry point leaves)"
         )
     module.exit_json(**run(module))
 

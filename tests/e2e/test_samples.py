@@ -1,0 +1,106 @@
+"""A hand-written inventory on a Debian 13 machine that nothing was prepared on."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from fleetfoot.machines.network import NetworkSpec
+from fleetfoot.paths import StackPaths
+from fleetfoot.stack.inventory import zone
+from tests.molecule import machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
+
+PROJECT = Path(__file__).parents[2]
+STACK = "sample-test"
+# In the image so that tests of roles are quick; on a host of one's own the roles install them.
+ABSENT = ["docker-registry", "haproxy", "python3-cryptography"]
+
+
+@pytest.fixture(scope="module")
+def facts() -> Iterator[dict[str, str]]:
+    """The machine, in a range that no role's test has."""
+    spec = NetworkSpec(STACK, "10.99.60.0/24", "10.99.255.240/30", zone(STACK))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "_network", lambda _stack: spec)
+        machine.down(STACK)  # what a killed run left
+        try:
+            yield machine.up(STACK)
+        finally:
+            machine.down(STACK)
+
+
+@pytest.fixture(scope="module")
+def inventory(facts: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample with what its comments ask for: an address, names, a key."""
+    sample: dict[str, Any] = yaml.safe_load(
+        (PROJECT / "inventory/samples/single/hosts.yml").read_text()
+    )
+    paths = StackPaths(STACK)
+    sample["all"]["hosts"]["control-0"]["ansible_host"] = facts["address"]
+    variables = sample["all"]["vars"]
+    variables["fleetfoot_zone"] = facts["zone"]
+    variables["fleetfoot_resolver"] = facts["resolver"]
+    variables["fleetfoot_state_dir"] = facts["state_dir"]
+    variables["ansible_ssh_private_key_file"] = str(paths.ssh_key)
+    variables["ansible_ssh_common_args"] += f" -o UserKnownHostsFile={paths.known_hosts}"
+    folder = tmp_path_factory.mktemp("sample")
+    (folder / "hosts.yml").write_text(yaml.safe_dump(sample))
+    return folder
+
+
+def run(*argv: str | Path) -> str:
+    """Run a program of the virtual environment, or another by its path; return what it printed."""
+    done = subprocess.run(
+        [Path(sys.executable).parent / argv[0], *argv[1:]],
+        cwd=PROJECT,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-12000:]
+    return done.stdout
+
+
+def play(inventory: Path, playbook: str) -> dict[str, int]:
+    """Run a playbook; return what its recap counts for the machine."""
+    said = run("ansible-playbook", "-i", inventory, f"playbooks/{playbook}")
+    recap = re.findall(r"^control-0\s*: (ok=.*)$", said, re.MULTILINE)
+    assert len(recap) == 1, said
+    return {key: int(count) for key, count in re.findall(r"(\w+)=(\d+)", recap[0])}
+
+
+@pytest.fixture(scope="module")
+def cluster(inventory: Path) -> Path:
+    """The control plane as site.yml makes it of the sample."""
+    purge = "apt-get purge --yes --quiet " + " ".join(ABSENT)
+    run("ansible", "control-0", "-i", inventory, "-m", "ansible.builtin.command", "-a", purge)
+    play(inventory, "authorities.yml")
+    assert play(inventory, "site.yml")["changed"] > 0
+    return inventory
+
+
+def test_operators_kubeconfig_reaches_a_ready_apiserver(
+    cluster: Path, facts: dict[str, str]
+) -> None:
+    kubectl = Path(facts["artifacts_dir"]) / "kubectl"
+    kubeconfig = Path(facts["state_dir"]) / "kubeconfig"
+    assert run(kubectl, f"--kubeconfig={kubeconfig}", "get", "--raw", "/readyz") == "ok"
+
+
+def test_second_run_changes_nothing(cluster: Path) -> None:
+    assert play(cluster, "site.yml")["changed"] == 0
