@@ -157,9 +157,9 @@ class NodeWatch(threading.Thread):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._watch.terminate()
-        self._watch.wait()
-        self.join()
+        with self._watch:
+            self._watch.terminate()
+            self.join()
 
     def run(self) -> None:
         text = ""
