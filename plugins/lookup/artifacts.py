@@ -6,8 +6,8 @@ DOCUMENTATION = """
 name: artifacts
 short_description: The controller's folder of built programs
 description:
-  - Where C(make host) (playbooks/host.yml) has put the node software, as O(fleetfoot_artifacts_dir) and
-    O(node_software_dir) need it.
+  - Where C(make host) (playbooks/host.yml) has put the node software; the fact
+    C(fleetfoot_artifacts_dir) of an inventory.
 options: {}
 """
 

@@ -94,9 +94,8 @@ def cluster(inventory: Path) -> Path:
     return inventory
 
 
-def test_operators_kubeconfig_reaches_a_ready_apiserver(
-    cluster: Path, facts: dict[str, str]
-) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_operators_kubeconfig_reaches_a_ready_apiserver(facts: dict[str, str]) -> None:
     kubectl = Path(facts["artifacts_dir"]) / "kubectl"
     kubeconfig = Path(facts["state_dir"]) / "kubeconfig"
     assert run(kubectl, f"--kubeconfig={kubeconfig}", "get", "--raw", "/readyz") == "ok"

@@ -17,7 +17,9 @@ def test_identity(host):
     assert certificate.subject.rfc4514_string() == "CN=system:node:target,O=system:nodes"
     assert host.run_test(f"openssl verify -CAfile /etc/kubernetes/pki/ca.crt {CURRENT}")
     life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
-    assert life <= datetime.timedelta(hours=25), "the kubelet renews it; until then it is short, too"
+    assert life <= datetime.timedelta(hours=25), (
+        "the kubelet renews it; until then it is short, too"
+    )
 
 
 def test_key_is_there_once(host):
