@@ -24,6 +24,7 @@ options:
   name: {description: Image name, required: true, type: str}
   program: {description: Static program that waits and reaps, required: true, type: path}
   arguments: {description: Its arguments, default: [], type: list, elements: str}
+  archive: {description: Where it is kept as an OCI archive as well, required: true, type: path}
   live: {description: Whether containerd runs on this machine, default: true, type: bool}
 author: [Fleetfoot maintainers]
 """
@@ -34,6 +35,7 @@ EXAMPLES = """
     name: localhost/fleetfoot/pause:1
     program: /usr/bin/catatonit
     arguments: [-P]
+    archive: /usr/local/share/fleetfoot/sandbox.tar
 """
 
 RETURN = """
@@ -114,6 +116,21 @@ def present(module: AnsibleModule) -> dict:
     return {line.split()[0]: line.split()[2] for line in shown.splitlines()[1:]}
 
 
+def keep(module: AnsibleModule, archive: bytes, path: str) -> bool:
+    """Keep the archive on disk; return whether it was not there."""
+    if os.path.exists(path):
+        with open(path, "rb") as stream:
+            if stream.read() == archive:
+                return False
+    if not module.check_mode:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=module.tmpdir, delete=False) as stream:
+            stream.write(archive)
+        os.chmod(stream.name, 0o644)
+        module.atomic_move(stream.name, path)
+    return True
+
+
 def put(module: AnsibleModule, archive: bytes, name: str, digest: str) -> bool:
     """Import the image unless the store has it."""
     if present(module).get(name) == digest:
@@ -134,6 +151,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "program": {"type": "path", "required": True},
             "arguments": {"type": "list", "elements": "str", "default": []},
+            "archive": {"type": "path", "required": True},
             "live": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
@@ -143,15 +161,16 @@ def main() -> None:
     if module.check_mode and not all(map(os.path.exists, needed)):
         module.exit_json(changed=True, digest="")  # the run would have installed them by now
     archive, digest = oci_archive(name, module.params["program"], module.params["arguments"])
+    kept = keep(module, archive, module.params["archive"])
     if module.params["live"]:
-        module.exit_json(changed=put(module, archive, name, digest), digest=digest)
+        module.exit_json(changed=put(module, archive, name, digest) or kept, digest=digest)
     if module.check_mode:
-        changed = not os.path.isdir(os.path.join(STORE, "io.containerd.content.v1.content"))
+        changed = kept or not os.path.isdir(os.path.join(STORE, "io.containerd.content.v1.content"))
         module.exit_json(changed=changed, digest=digest)
     with tempfile.TemporaryDirectory(dir="/run") as state:
         process = start(module, state)
         try:
-            changed = put(module, archive, name, digest)
+            changed = put(module, archive, name, digest) or kept
         finally:
             process.terminate()
             process.wait()

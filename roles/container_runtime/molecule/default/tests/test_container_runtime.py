@@ -1,6 +1,7 @@
 """containerd runs, is of the configuration that was asked for, and holds the sandbox image."""
 
 import tomllib
+from shlex import quote
 
 CTR = "/usr/local/bin/ctr --namespace=k8s.io"
 
@@ -37,3 +38,33 @@ def test_unit_is_sound(host):
 
 def test_folder_of_credentials_is_private(host):
     assert host.file("/etc/containerd/certs.d").mode == 0o700
+
+
+def test_store_of_an_unclean_end_is_forgotten(host):
+    database = "/var/lib/containerd/io.containerd.metadata.v1.bolt/meta.db"
+    host.check_output(
+        "systemctl stop containerd && echo another-boot > /var/lib/containerd/.in-use"
+        f" && echo torn > {database} && systemctl start containerd"
+    )
+    wait(host, f"{CTR} images list -q | grep -q pause")
+    wait(host, "cmp /proc/sys/kernel/random/boot_id /var/lib/containerd/.in-use")
+
+
+def test_store_outlives_the_end_of_containerd(host):
+    before = host.check_output("systemctl show -P MainPID containerd")
+    host.check_output("systemctl kill --kill-whom=main --signal=KILL containerd")
+    running = "systemctl show -P MainPID,SubState containerd | tr '\\n' ' '"
+    wait(host, f"{running} | grep running | grep -qv '^{before} '")
+    assert "localhost/fleetfoot/pause:1" in host.check_output(f"{CTR} images list -q")
+
+
+def test_clean_stop_leaves_no_mark(host):
+    host.check_output("systemctl stop containerd")
+    assert not host.file("/var/lib/containerd/.in-use").exists
+    host.check_output("systemctl start containerd")
+
+
+def wait(host, command):
+    """Wait until a command succeeds."""
+    loop = f"until {command}; do sleep 0.2; done"
+    host.check_output(f"timeout 60 bash -c {quote(loop)}")
