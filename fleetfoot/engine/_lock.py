@@ -123,11 +123,14 @@ def _dead(content: dict[str, Any]) -> bool:
         return True
     except PermissionError:
         return False
-    # The pid may be another process's by now: one that started after the lock was written.
     with contextlib.suppress(OSError, TypeError, ValueError, KeyError, IndexError):
-        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] in "ZX":
+            # It ended; whoever started it has not asked yet how.
+            return True
+        # The pid may be another process's by now: one that started after the lock was written.
         uptime = float(Path("/proc/uptime").read_text().split()[0])
-        started = time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+        started = time.time() - uptime + int(fields[19]) / os.sysconf("SC_CLK_TCK")
         locked = datetime.fromisoformat(content["timestamp"]).timestamp()
         return started > locked + 1
     return False

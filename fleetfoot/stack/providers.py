@@ -59,9 +59,17 @@ class _Provider(ResourceProvider):
     #: Those of them whose change makes a new resource.
     replacing: tuple[str, ...] = ()
 
-    def check(self, _olds: Props, news: Props) -> CheckResult:
-        """Take the inputs as they are: the configuration was checked before."""
-        return CheckResult(news, [])
+    def identity(self, props: Props) -> str:
+        """Return the id that a resource of these inputs has."""
+        raise NotImplementedError
+
+    def refusals(self, _olds: Props, _news: Props) -> list[CheckFailure]:
+        """Return what of the inputs cannot be; the configuration was checked before."""
+        return []
+
+    def check(self, olds: Props, news: Props) -> CheckResult:
+        """Look at the inputs, and tell the id: what was created by half can then be deleted."""
+        return CheckResult({**news, "__id": self.identity(news)}, self.refusals(olds, news))
 
     def diff(self, _id: str, olds: Props, news: Props) -> DiffResult:
         """Compare the inputs one by one."""
@@ -81,20 +89,23 @@ class NetworkProvider(_Provider):
 
     inputs = replacing = ("stack", "cidr", "uplink", "zone", "cluster")
 
-    def check(self, olds: Props, news: Props) -> CheckResult:
+    def identity(self, props: Props) -> str:
+        """One a stack."""
+        return f"network-{props['stack']}"
+
+    def refusals(self, olds: Props, news: Props) -> list[CheckFailure]:
         """Refuse another network below machines that live in this one."""
-        failures = []
         changed = [key for key in self.inputs if key in olds and olds[key] != news[key]]
         machines = StackPaths(news["stack"]).machines
-        if changed and machines.exists() and any(machines.iterdir()):
-            was, now = ([props[key] for key in changed] for props in (olds, news))
-            reason = (
-                f"fleetfoot:network: {', '.join(changed)} was {was} and would be {now}; the stack's"
-                " machines have their addresses there and would be lost. Take the change back, or"
-                " run `make down` first"
-            )
-            failures.append(CheckFailure(changed[0], reason))
-        return CheckResult(news, failures)
+        if not changed or not machines.exists() or not any(machines.iterdir()):
+            return []
+        was, now = ([props[key] for key in changed] for props in (olds, news))
+        reason = (
+            f"fleetfoot:network: {', '.join(changed)} was {was} and would be {now}; the stack's"
+            " machines have their addresses there and would be lost. Take the change back, or run"
+            " `make down` first"
+        )
+        return [CheckFailure(changed[0], reason)]
 
     def _spec(self, props: Props) -> NetworkSpec:
         own = tuple(props.get("cluster") or ())
@@ -105,7 +116,7 @@ class NetworkProvider(_Provider):
         spec = self._spec(props)
         public = Fleet(spec).create_network()
         outs = {"gateway": spec.gateway, "prefix": spec.prefix, "public_key": public}
-        return CreateResult(f"network-{spec.stack}", {**props, **outs})
+        return CreateResult(self.identity(props), {**props, **outs})
 
     def read(self, id_: str, props: Props) -> ReadResult:
         """See whether it is whole; a broken one counts as gone and is made again."""
@@ -123,9 +134,13 @@ class ImageProvider(_Provider):
 
     inputs = ("name", "key")
 
+    def identity(self, props: Props) -> str:
+        """One a definition."""
+        return f"image-{props['name']}"
+
     def create(self, props: Props) -> CreateResult:
         """Build the image unless the cache has it."""
-        return CreateResult(f"image-{props['name']}", {**props, "boot": boot_image(props["name"])})
+        return CreateResult(self.identity(props), {**props, "boot": boot_image(props["name"])})
 
     def read(self, id_: str, props: Props) -> ReadResult:
         """See whether the cache still has it."""
@@ -143,11 +158,15 @@ class ContainerImageProvider(_Provider):
 
     inputs = ("stack", "name", "key", "registry", "address")
 
+    def identity(self, props: Props) -> str:
+        """One a definition."""
+        return f"container-{props['name']}"
+
     def create(self, props: Props) -> CreateResult:
         """Build the image unless the cache has it, and push it unless the registry has it."""
         layout = Path(boot_image(props["name"])["path"])
         reference = self._registry(props).push(layout, props["name"])
-        return CreateResult(f"container-{props['name']}", {**props, "reference": reference})
+        return CreateResult(self.identity(props), {**props, "reference": reference})
 
     def read(self, id_: str, props: Props) -> ReadResult:
         """See whether the registry still has it; one that does not answer is given the benefit."""
@@ -170,6 +189,10 @@ class EndpointProvider(_Provider):
 
     inputs = replacing = ("name", "url")
 
+    def identity(self, props: Props) -> str:
+        """One a service."""
+        return f"endpoint-{props['name']}"
+
     def create(self, props: Props) -> CreateResult:
         """Wait until the address answers with status 200."""
         deadline = time.monotonic() + _ANSWER_SECONDS
@@ -181,7 +204,7 @@ class EndpointProvider(_Provider):
                     "see its pods (`fleetfoot kubectl -- get pods -A`), then run `make up` again",
                 )
             time.sleep(_ANSWER_PAUSE)
-        return CreateResult(f"endpoint-{props['name']}", props)
+        return CreateResult(self.identity(props), props)
 
     def delete(self, _id: str, _props: Props) -> None:
         """It goes with the service."""
@@ -206,18 +229,21 @@ class MachineProvider(_Provider):
     # `roll` says how a change is made and is no change by itself.
     inputs = (*replacing, "pool", "image", "cpus", "memory", "disk", "aliases", "volumes", "node")
 
-    def check(self, _olds: Props, news: Props) -> CheckResult:
+    def identity(self, props: Props) -> str:
+        """The machine's name."""
+        return str(props["name"])
+
+    def refusals(self, _olds: Props, news: Props) -> list[CheckFailure]:
         """Refuse a specification that no backend can take."""
-        failures = []
-        if news.get("roll") and not any(news["roll"].values()):
-            reason = "max_surge and max_unavailable are both 0, so nothing could ever roll; set one"
-            failures.append(CheckFailure("roll", reason))
-        return CheckResult(news, failures)
+        if any((news.get("roll") or {"max_unavailable": 1}).values()):
+            return []
+        reason = "max_surge and max_unavailable are both 0, so nothing could ever roll; set one"
+        return [CheckFailure("roll", reason)]
 
     def create(self, props: Props) -> CreateResult:
         """Make the machine and wait for SSH."""
         inputs = MachineInputs(props)
-        return CreateResult(inputs.name, {**props, **rolling.create(inputs)})
+        return CreateResult(self.identity(props), {**props, **rolling.create(inputs)})
 
     def diff(self, id_: str, olds: Props, news: Props) -> DiffResult:
         """Compare the inputs; a machine that does not run is to be made again."""
@@ -247,6 +273,10 @@ class PlaybookProvider(_Provider):
     # The inventory names machines that this run may not concern; `triggers` says what does.
     inputs = (*replacing, "playbook", "limit", "tags", "nodes", "digest", "triggers")
 
+    def identity(self, props: Props) -> str:
+        """One a run."""
+        return f"playbook-{props['name']}"
+
     def diff(self, id_: str, olds: Props, news: Props) -> DiffResult:
         """Compare the inputs; a run that is older than `repeat` days is due again."""
         found = super().diff(id_, olds, news)
@@ -257,7 +287,7 @@ class PlaybookProvider(_Provider):
     def create(self, props: Props) -> CreateResult:
         """Run the playbook."""
         onboarding.run(props)
-        return CreateResult(f"playbook-{props['name']}", {**props, "ran": time.time()})
+        return CreateResult(self.identity(props), {**props, "ran": time.time()})
 
     def delete(self, _id: str, _props: Props) -> None:
         """What a playbook did goes with its machines."""

@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fleetfoot.paths import StackPaths, private_dir
-from fleetfoot.stack.providers import MachineProvider, NetworkProvider, PlaybookProvider
+from fleetfoot.stack.providers import (
+    ContainerImageProvider,
+    EndpointProvider,
+    ImageProvider,
+    MachineProvider,
+    NetworkProvider,
+    PlaybookProvider,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pulumi.dynamic import ResourceProvider
 
 STACK = "unit-providers"
 NETWORK = {"stack": STACK, "cidr": "10.1.0.0/24", "uplink": "10.2.0.0/30", "zone": "z"}
@@ -48,6 +57,24 @@ def test_a_machine_that_does_not_run_is_made_again() -> None:
     assert not provider.diff("worker-1", {**props, "started": 1.5}, props).changes
     dead = provider.diff("worker-1", {**props, "started": 0}, props)
     assert (dead.changes, dead.replaces) == (True, [])
+
+
+@pytest.mark.parametrize(
+    "provider",
+    [
+        ContainerImageProvider(),
+        EndpointProvider(),
+        ImageProvider(),
+        MachineProvider(),
+        NetworkProvider(),
+        PlaybookProvider(),
+    ],
+)
+def test_what_was_created_by_half_can_be_deleted(provider: ResourceProvider) -> None:
+    props = {"name": "gone", "stack": STACK}
+    checked = provider.check({}, props)
+    assert checked.failures == []
+    assert checked.inputs["__id"]
 
 
 @pytest.mark.parametrize(("days", "due"), [(29, False), (31, True)])

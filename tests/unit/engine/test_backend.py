@@ -283,6 +283,16 @@ def test_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_lock_of_a_zombie_is_taken_over(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as process:
+        state = Path(f"/proc/{process.pid}/stat")
+        while state.read_text().rpartition(")")[2].split()[0] != "Z":
+            pass
+        (tmp_path / "x.json").write_text(holder(process.pid))
+        with lock.hold(tmp_path, 0):
+            assert not (tmp_path / "x.json").exists()
+
+
 def test_lock_of_a_reused_pid_is_taken_over(tmp_path: Path) -> None:
     text = holder(os.getpid()).replace("2999", "2001")
     (tmp_path / "x.json").write_text(text)
