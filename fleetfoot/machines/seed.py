@@ -83,8 +83,9 @@ def user_data(host_key: str, credentials: Mapping[str, str]) -> str:
             "ed25519_private": credentials[_HOST_KEY],
             "ed25519_public": host_key,
         },
-        "write_files": list(_files(credentials)),
     }
+    if files := list(_files(credentials)):  # cloud-init warns of an empty list
+        config["write_files"] = files
     return "#cloud-config\n" + json.dumps(config, indent=1)
 
 

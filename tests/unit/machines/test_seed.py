@@ -42,6 +42,11 @@ def test_every_credential_becomes_its_files() -> None:
     }
 
 
+def test_without_files_there_is_no_empty_list() -> None:
+    bare = {key: CREDENTIALS[key] for key in ("ssh.authorized_keys.root", "fleetfoot.ssh-host-key")}
+    assert "write_files" not in yaml.safe_load(seed.user_data(HOST_KEY, bare))
+
+
 def test_the_pinned_host_key_is_the_only_one() -> None:
     assert user_data()["ssh_keys"] == {
         "ed25519_private": "private\n",
