@@ -176,3 +176,22 @@ def test_playbooks_are_lists_of_roles() -> None:
             assert not {"tasks", "pre_tasks", "post_tasks"} & set(play), (
                 f"{path.name}: {play['name']}"
             )
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_switches_may_be_given_on_the_command_line(role: str) -> None:
+    """There `-e switch=false` is text, which no conditional takes and a template takes for true."""
+    switches = {
+        name
+        for entry in (load(role, "meta/argument_specs.yml") or {})["argument_specs"].values()
+        for name, option in (entry.get("options") or {}).items()
+        if option.get("type") == "bool"
+    }
+    evaluated = re.compile(
+        rf"\b({'|'.join(switches)})\b(?! \| bool)(?!\S*\s+(is|to)\b)" if switches else r"(?!)"
+    )
+    for path in sources(role):
+        if path.parent.name == "defaults":
+            continue
+        text = re.sub(r"(fail_)?msg: >-\n(\s+.*\n)+?(?=\s*\S+:)", "", path.read_text())
+        assert not evaluated.search(text), f"{path.name}: {evaluated.search(text)}"
