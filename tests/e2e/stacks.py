@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).parents[2]
 STATE = PROJECT / ".fleetfoot"
 BIN = Path(sys.executable).parent
-#: Seconds within which a run is killed: from the first resource to the last playbook.
-KILLED_WITHIN = (2.0, 60.0)
+#: Seconds within which a run is killed: from the first resource to a playbook half done.
+KILLED_WITHIN = (2.0, 45.0)
 
 
 class Stack:
