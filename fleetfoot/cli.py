@@ -223,7 +223,7 @@ def image_list(as_json: AsJson = False) -> None:
         size = f"{row['bytes'] / 2**20:.0f}" if row["built"] else ""
         table.add_row(row["name"], row["key"], _cell(row["built"]), size)
     _out.print(table)
-    if older := bootimage.outdated():
+    if older := bootimage.outdated(rows):
         freed = sum(bootimage.size_of(folder) for folder in older) >> 20
         _out.print(f"{len(older)} older ones take {freed} MiB: `fleetfoot image prune` frees them")
 
@@ -231,7 +231,7 @@ def image_list(as_json: AsJson = False) -> None:
 @image.command("prune")
 def image_prune() -> None:
     """Remove cached images of earlier contents that no machine stands on."""
-    for folder in bootimage.outdated():
+    for folder in bootimage.outdated(bootimage.known()):
         size = bootimage.size_of(folder) >> 20
         shutil.rmtree(folder)
         _out.print(f"{folder.name}: {size} MiB freed", highlight=False)

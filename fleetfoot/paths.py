@@ -11,10 +11,15 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["PROJECT", "StackPaths", "cache_dir", "private_dir", "write_private"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["PROJECT", "StackPaths", "cache_dir", "private_dir", "taken", "write_private"]
 
 PROJECT = Path(__file__).resolve().parent.parent
+_BLOCK = 512  # of st_blocks (stat(2))
 
 
 def cache_dir() -> Path:
@@ -22,6 +27,11 @@ def cache_dir() -> Path:
     override = os.environ.get("FLEETFOOT_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(override) if override else base / "fleetfoot"
+
+
+def taken(paths: Iterable[Path]) -> int:
+    """Return the bytes that files take on disk; holes and what links point to are not counted."""
+    return sum(path.lstat().st_blocks * _BLOCK for path in paths)
 
 
 def private_dir(path: Path) -> Path:

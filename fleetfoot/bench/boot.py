@@ -24,6 +24,7 @@ from fleetfoot.cluster import is_ready
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ledger, process
 from fleetfoot.machines.accel import accelerator
+from fleetfoot.paths import taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,6 @@ _RATIOS = ("node_ready", "containerd_ready", "ssh", "image_size")
 _CPUS, _MEMORY_MIB, _DISK_MIB = 2, 2048, 10240
 _READY_SECONDS = 900
 _CONNECT_SECONDS = 0.2
-_BLOCK = 512
 
 
 def run(target: Path, rounds: int = ROUNDS, progress: Callable[[str], None] = print) -> Report:
@@ -77,7 +77,7 @@ def run(target: Path, rounds: int = ROUNDS, progress: Callable[[str], None] = pr
 def image_size(image: BootImage) -> int:
     """Return the bytes that an image takes on disk: what a provider keeps and caches."""
     parts = [Path(part) for part in (image.path, image.kernel, image.initrd) if part]
-    return sum(part.stat().st_blocks * _BLOCK for part in parts)
+    return taken(parts)
 
 
 def _round(bench: BenchCluster, image: str, name: str) -> tuple[dict[str, float], dict[str, float]]:

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 from fleetfoot import artifacts
 from fleetfoot.images import build, definition
 from fleetfoot.machines.spec import BootImage
-from fleetfoot.paths import PROJECT, cache_dir
+from fleetfoot.paths import PROJECT, cache_dir, taken
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["boot_image", "image_key", "known", "outdated", "size_of"]
-
-_BLOCK = 512
 
 
 def image_key(name: str) -> str:
@@ -59,12 +57,12 @@ def known() -> list[dict[str, Any]]:
     return rows
 
 
-def outdated() -> list[Path]:
-    """Return cached images of other contents than today's that no machine stands on.
+def outdated(current: Iterable[dict[str, Any]]) -> list[Path]:
+    """Return cached images other than `current` (of `known`) that no machine stands on.
 
     A machine stands on an image if a stack of this checkout has it, or if it runs on this host.
     """
-    wanted = {f"{row['name']}-{row['key']}" for row in known()}
+    wanted = {f"{row['name']}-{row['key']}" for row in current}
     used = {path.name for path in (*_recorded(), *_mounted(), *_open())}
     built = (path for path in _images().glob("*-*/image.json"))
     return sorted(path.parent for path in built if path.parent.name not in wanted | used)
@@ -72,7 +70,7 @@ def outdated() -> list[Path]:
 
 def size_of(folder: Path) -> int:
     """Return the bytes that a folder takes on disk; 0 when it is not there."""
-    return sum(path.lstat().st_blocks * _BLOCK for path in folder.rglob("*"))
+    return taken(folder.rglob("*"))
 
 
 def _images() -> Path:

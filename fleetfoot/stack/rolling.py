@@ -168,7 +168,7 @@ def _surge(inputs: MachineInputs) -> Iterator[None]:
     if inputs.node is None or not (inputs.props.get("roll") or {}).get("max_surge"):
         yield
         return
-    extra = MachineInputs({**inputs.props, "name": surge_name(inputs.name)})
+    extra = _stand_in(inputs)
     try:
         try:
             create(extra)
@@ -181,9 +181,9 @@ def _surge(inputs: MachineInputs) -> Iterator[None]:
         settle(inputs)
 
 
-def surge_name(name: str) -> str:
-    """Return the name of the extra machine that stands in for `name`."""
-    return f"{name}-surge"
+def _stand_in(inputs: MachineInputs) -> MachineInputs:
+    """Return the extra machine that stands in for one that is replaced."""
+    return MachineInputs({**inputs.props, "name": f"{inputs.name}-surge"})
 
 
 def settle(inputs: MachineInputs) -> None:
@@ -191,7 +191,7 @@ def settle(inputs: MachineInputs) -> None:
 
     Where its pods cannot leave it stays, which harms nobody, and the next run tries again.
     """
-    extra = MachineInputs({**inputs.props, "name": surge_name(inputs.name)})
+    extra = _stand_in(inputs)
     if Fleet.of_stack(inputs.stack).read(extra.name) is None:
         return
     try:

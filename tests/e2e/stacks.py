@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from fleetfoot.cluster import is_ready
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -167,10 +169,8 @@ class NodeWatch(threading.Thread):
             text += line
             if line == "}\n":
                 node, text = json.loads(text), ""
-                conditions = {c["type"]: c["status"] for c in node["status"]["conditions"]}
                 schedulable = not node["spec"].get("unschedulable")
-                name = node["metadata"]["name"]
-                self.seen.append((name, conditions.get("Ready") == "True", schedulable))
+                self.seen.append((node["metadata"]["name"], is_ready(node), schedulable))
 
     @property
     def fewest(self) -> int:

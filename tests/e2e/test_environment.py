@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from fleetfoot.paths import StackPaths
 from tests.e2e.stacks import STATE, NodeWatch, Stack, assert_nothing_left, eventually
 
 pytestmark = pytest.mark.e2e
@@ -42,7 +43,7 @@ def answers(stack: Stack) -> bool:
 
 
 def process_of(stack: Stack, machine: str) -> int:
-    return int((Path("/run/fleetfoot") / stack.name / f"{machine}.process").read_text().split()[0])
+    return int(StackPaths(stack.name).record(machine).read_text().split()[0])
 
 
 def started(stack: Stack) -> dict[str, int]:

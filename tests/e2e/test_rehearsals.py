@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from fleetfoot.cluster import is_ready
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.spec import BootImage, MachineSpec
 from fleetfoot.paths import cache_dir
@@ -63,8 +64,7 @@ def test_a_host_of_ones_own_joins_and_leaves(environment: Stack, own_host: Path)
 def ready_node(stack: Stack, name: str) -> dict:
     """Return a node that is Ready, else an empty one."""
     for node in stack.get("nodes")["items"]:
-        conditions = {c["type"]: c["status"] for c in node["status"]["conditions"]}
-        if node["metadata"]["name"] == name and conditions.get("Ready") == "True":
+        if node["metadata"]["name"] == name and is_ready(node):
             return dict(node)
     return {}
 
