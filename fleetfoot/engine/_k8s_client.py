@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -77,13 +76,10 @@ class Cluster:
             document, context=str(context) if context else None, persist_config=False
         )
         client.configuration.retries = False
-        # The discovery cache must be neither stale nor another user's.
-        with tempfile.NamedTemporaryFile(prefix="fleetfoot-discovery-") as cache:
-            name = cache.name
-        self._cache = Path(name)
         self._lock = threading.Lock()
         try:
-            self._dynamic: Any = _dynamic.DynamicClient(client, cache_file=name)
+            # A discovery cache could be stale or another user's; no file can be where this one is.
+            self._dynamic: Any = _dynamic.DynamicClient(client, cache_file=f"{os.devnull}/none")
         except (HTTPError, OSError) as error:
             raise Unreachable(f"the cluster does not answer: {error}") from error
         self._client = client
@@ -91,7 +87,6 @@ class Cluster:
 
     def close(self) -> None:
         """Forgets the cluster."""
-        self._cache.unlink(missing_ok=True)
         self._client.close()
 
     def resource(self, obj: Object) -> Any:

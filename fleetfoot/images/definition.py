@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Definition", "content_key"]
 
-FORMATS = ("directory", "split", "grub", "oci")
+FORMATS = {"directory": "nspawn", "split": "qemu", "grub": "qemu", "oci": "containers"}
+"""What an image's disk may be, and the backend that can start it."""
 _SEEDS = ("credentials", "cloud-init")
 # Beside the content of a role: nothing that reaches a machine.
 _NOT_CONTENT = {"README.md", "__pycache__", "molecule"}

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from fleetfoot.errors import FleetfootError
-from fleetfoot.images.definition import Definition
+from fleetfoot.images.definition import FORMATS, Definition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,12 +39,6 @@ _NODE_LABEL = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
 _RESERVED_DOMAIN = re.compile(r"(^|\.)(kubernetes|k8s)\.io$")
 _NODES_OWN = re.compile(r"(node|kubelet)\.kubernetes\.io/|topology\.kubernetes\.io/(zone|region)$")
 _LONGEST_POOL_NAME = 53  # a machine is <pool>-<number>, its stand-in <pool>-<number>-surge
-_MADE_FOR = {
-    "directory": "nspawn",
-    "grub": "qemu",
-    "oci": "containers",
-    "split": "qemu",
-}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MiB|GiB)")
 _TAINT = re.compile(r"[^=:\s]+(=[^=:\s]*)?:(NoSchedule|PreferNoSchedule|NoExecute)")
 _MIB = {"MiB": 1, "GiB": 1024}
@@ -332,9 +326,9 @@ def _image(pool: PoolConfig) -> list[str]:
         image = Definition.load(pool.image)
     except FleetfootError as told:
         return [f"image: {told}"]
-    if _MADE_FOR[image.format] != pool.backend:
+    if FORMATS[image.format] != pool.backend:
         return [
-            f"image: {pool.image} is made for {_MADE_FOR[image.format]}, so {pool.backend} could"
+            f"image: {pool.image} is made for {FORMATS[image.format]}, so {pool.backend} could"
             " not start it; choose another"
         ]
     if pool.backend == "qemu" and pool.disk < image.size:

@@ -13,7 +13,7 @@ from fleetfoot import artifacts
 from fleetfoot.errors import FleetfootError
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible is untyped
     """The plug-in; runs on the controller only."""
 
     _requires_connection = False

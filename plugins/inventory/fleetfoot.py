@@ -46,7 +46,7 @@ plugin: fleetfoot
 """
 
 
-class InventoryModule(BaseInventoryPlugin):  # type: ignore[misc]
+class InventoryModule(BaseInventoryPlugin):  # type: ignore[misc]  # Ansible is untyped
     """The plug-in."""
 
     NAME = "fleetfoot"

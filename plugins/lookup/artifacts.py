@@ -31,7 +31,7 @@ from fleetfoot import artifacts
 from fleetfoot.errors import FleetfootError
 
 
-class LookupModule(LookupBase):  # type: ignore[misc]
+class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible is untyped
     """The plug-in."""
 
     def run(self, terms: list[str], variables: Any = None, **kwargs: Any) -> list[str]:

@@ -28,7 +28,7 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.images import apt
 
 
-class LookupModule(LookupBase):  # type: ignore[misc]
+class LookupModule(LookupBase):  # type: ignore[misc]  # Ansible is untyped
     """The plug-in."""
 
     def run(self, terms: list[str], variables: Any = None, **kwargs: Any) -> list[str]:

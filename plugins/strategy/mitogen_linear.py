@@ -21,5 +21,5 @@ author: Fleetfoot maintainers
 _LINEAR = ansible_mitogen.loaders.strategy_loader.get("linear", class_only=True)
 
 
-class StrategyModule(ansible_mitogen.strategy.StrategyMixin, _LINEAR):  # type: ignore[misc]
+class StrategyModule(ansible_mitogen.strategy.StrategyMixin, _LINEAR):  # type: ignore[misc]  # Ansible is untyped
     """The plug-in."""

@@ -1,8 +1,8 @@
-"""Every role's Molecule scenario, on real Debian 13 systems.
+"""Every role's Molecule scenarios, on real Debian 13 systems.
 
 Two machines are shared, one by the roles of the control plane and one by the others, and worked on
-at once; on each, roles come in the order in which they need each other. `molecule test` in a role's
-folder runs the same scenario on a machine of its own.
+at once; on each, roles come in the order in which they need each other. `molecule test --all` in a
+role's folder runs the same scenarios on a machine of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROJECT = Path(__file__).parents[2]
-ROLES = sorted(path.parent.name for path in (PROJECT / "roles").glob("*/tasks"))
+SCENARIOS = sorted(
+    (
+        (path.parents[2].name, path.parent.name)
+        for path in (PROJECT / "roles").glob("*/molecule/*/molecule.yml")
+    ),
+    key=lambda scenario: (scenario[0], scenario[1] != "default"),
+)
 CONTROL = [
     "pki", "etcd", "kube_apiserver", "load_balancer", "kube_bootstrap", "kube_controller_manager",
     "kube_scheduler", "kubelet_csr_approver", "coredns", "registry", "kubelet", "kube_proxy",
@@ -35,19 +41,19 @@ _SECONDS = 600
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def scenario(role: str) -> Path:
-    return PROJECT / "roles" / role / "molecule" / "default"
+Runs = dict[tuple[str, str], Future[tuple[int, str]]]
+"""Status and output of Molecule by role and scenario."""
 
 
-def needs(role: str) -> set[str]:
+def needs(role: str, scenario: str) -> set[str]:
     """Roles that the scenario's prepare.yml applies; a set with "" when it does more than that."""
-    path = scenario(role) / "prepare.yml"
+    path = PROJECT / "roles" / role / "molecule" / scenario / "prepare.yml"
     if not path.exists():
         return set()
     found: set[str] = set()
     for play in yaml.safe_load(path.read_text()):
         found |= {item if isinstance(item, str) else item["role"] for item in play.get("roles", [])}
-        found |= {""} if "tasks" in play or "pre_tasks" in play else set()
+        found |= {""} if {"import_playbook", "pre_tasks", "tasks"} & play.keys() else set()
     return found
 
 
@@ -60,18 +66,19 @@ class Shared:
     done: set[str] = field(default_factory=set)
     facts: dict[str, str] = field(default_factory=dict)
 
-    def test(self, role: str) -> tuple[int, str]:
+    def test(self, role: str, scenario: str) -> tuple[int, str]:
         """Return the status and output of Molecule's run."""
         if not self.facts:
             machine.down(self.stack)  # what a killed run left
             self.facts = machine.up(self.stack)
-        ephemeral = self.folder / role
+        ephemeral = self.folder / role / scenario
         machine.describe(self.stack, self.facts, ephemeral, ephemeral / "instance_config.yml")
-        sequence = "shared.yml" if needs(role) <= self.done else "shared_prepare.yml"
+        sequence = "shared.yml" if needs(role, scenario) <= self.done else "shared_prepare.yml"
         binaries = Path(sys.executable).parent
         command = [str(binaries / "molecule")]
         command += ["--base-config", str(PROJECT / ".config/molecule/config.yml")]
         command += ["--base-config", str(PROJECT / "tests/molecule" / sequence), "test"]
+        command += ["--scenario-name", scenario]
         ended = subprocess.run(
             command,
             cwd=PROJECT / "roles" / role,
@@ -97,22 +104,23 @@ class Shared:
 @pytest.fixture(scope="session")
 def runs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[tuple[int, str]]]]:
+) -> Iterator[Runs]:
     """Start what was selected; each test waits for its own role."""
-    asked = {
-        item.callspec.params["role"]
+    selected = {
+        (item.callspec.params["role"], item.callspec.params["scenario"])
         for item in request.session.items
         if item.fspath == request.node.fspath or "runs" in getattr(item, "fixturenames", ())
     }
     folder = tmp_path_factory.mktemp("molecule")
     queues: dict[str, Any] = dict.fromkeys(machine.SHARED, ())
-    queues["mol-control"] = [role for role in CONTROL if role in asked]
-    queues["mol-node"] = [role for role in ROLES if role in asked and role not in CONTROL]
+    asked = [scenario for scenario in SCENARIOS if scenario in selected]
+    queues["mol-control"] = [one for role in CONTROL for one in asked if one[0] == role]
+    queues["mol-node"] = [one for one in asked if one[0] not in CONTROL]
     with ThreadPoolExecutor() as pool:
-        futures: dict[str, Future[tuple[int, str]]] = {}
+        futures: Runs = {}
         workers = []
         for stack, queue in queues.items():
-            promised = {role: Future() for role in queue}  # type: ignore[var-annotated]
+            promised: Runs = {scenario: Future() for scenario in queue}
             futures |= promised
             workers.append(pool.submit(_work, Shared(stack, folder / stack), promised))
         try:
@@ -126,17 +134,17 @@ def runs(
                 machine.down(stack)
 
 
-def _work(shared: Shared, queue: dict[str, Future[tuple[int, str]]]) -> None:
-    for role, future in queue.items():
+def _work(shared: Shared, queue: Runs) -> None:
+    for scenario, future in queue.items():
         if not future.set_running_or_notify_cancel():
             continue
         try:
-            future.set_result(shared.test(role))
+            future.set_result(shared.test(*scenario))
         except BaseException as error:  # the test that waits raises it again
             future.set_exception(error)
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_role(role: str, runs: dict[str, Future[tuple[int, str]]]) -> None:
-    status, output = runs[role].result()
+@pytest.mark.parametrize(("role", "scenario"), SCENARIOS)
+def test_role(role: str, scenario: str, runs: Runs) -> None:
+    status, output = runs[role, scenario].result()
     assert status == 0, output[-12000:]

@@ -143,9 +143,19 @@ def test_data_roles_have_an_absent_state(role: str) -> None:
     assert "absent" in (PROJECT / "roles" / role / "vars/main.yml").read_text()
 
 
+SCENARIOS = sorted((PROJECT / "roles").glob("*/molecule/*"))
+
+
 @pytest.mark.parametrize("role", ROLES)
-def test_scenario(role: str) -> None:
-    folder = PROJECT / "roles" / role / "molecule/default"
+def test_has_a_default_scenario(role: str) -> None:
+    assert PROJECT / "roles" / role / "molecule/default" in SCENARIOS
+
+
+@pytest.mark.parametrize(
+    "folder", SCENARIOS, ids=lambda path: f"{path.parents[1].name}-{path.name}"
+)
+def test_scenario(folder: Path) -> None:
+    role = folder.parents[1].name
     assert (folder / "molecule.yml").exists()
     assert role in (folder / "converge.yml").read_text()
     tests = list(folder.glob("tests/test_*.py"))

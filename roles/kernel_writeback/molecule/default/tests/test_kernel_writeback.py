@@ -1,10 +1,5 @@
 """What the next boot will read: settings that were asked for, none that are absent."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 ASKED = {
@@ -41,25 +36,3 @@ def test_mount_options_are_set_at_boot(host):
     text = host.check_output("systemctl cat kernel-writeback.service")
     assert "-o remount,noatime,nobarrier,commit=60 /" in text
     assert host.check_output("systemd-analyze verify --man=no kernel-writeback.service") == ""
-
-
-def converge(*options):
-    """Apply the role once more, as Molecule does."""
-    inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
-    playbook = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "converge.yml"
-    argv = [Path(sys.executable).with_name("ansible-playbook"), "-i", inventory, playbook, *options]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_unit_is_sound_where_no_mount_is_touched(host):
-    """What a host of one's own gets."""
-    converge("--extra-vars", '{"fleetfoot_replaced": false}')
-    try:
-        assert "remount" not in host.check_output("systemctl cat kernel-writeback.service")
-        said = host.run("systemd-analyze verify --man=no kernel-writeback.service")
-        assert said.stdout + said.stderr == ""
-        host.check_output("systemctl daemon-reload && systemctl restart kernel-writeback")
-    finally:
-        converge()
-        host.check_output("systemctl daemon-reload")
