@@ -120,7 +120,7 @@ def _build(
         out.rename(final)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    progress(f"{name}: built, {taken(final.iterdir()) >> 20} MiB")
+    progress(f"{name}: built, {taken(final.rglob('*')) >> 20} MiB")
 
 
 def _write(definition: Definition, key: str, root: Path, out: Path) -> None:
