@@ -21,8 +21,7 @@ def command(stack: str) -> list[str]:
     paths = StackPaths(stack)
     options = [f"UserKnownHostsFile={paths.known_hosts}", "StrictHostKeyChecking=yes"]
     options += ["IdentitiesOnly=yes", "LogLevel=ERROR"]
-    # A machine that dies says no farewell: a session ends after a minute, not in hours, and one that
-    # had not begun does, too.
+    # A machine that dies says no farewell: after a minute its sessions end, begun or not.
     options += ["ConnectTimeout=60", "ServerAliveInterval=15", "ServerAliveCountMax=4"]
     return ["ssh", "-i", str(paths.ssh_key), *(f"-o{option}" for option in options)]
 
