@@ -95,22 +95,24 @@ class Stack:
         return self.start("fleetfoot", "up")
 
     def killed_up(self, seconds: float) -> bool:
-        """Begin an `up` and kill it, -9, after so many seconds; False if it had ended before."""
+        """Begin an `up` and kill it, -9, after so many seconds; False if it was done before."""
         run = self.start_up()
         try:
-            run.communicate(timeout=seconds)
+            said, _ = run.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             os.kill(run.pid, signal.SIGKILL)
             run.communicate()
             return True
+        assert run.returncode == 0, said
         return False
 
-    def kill_runs(self, count: int) -> int:
-        """Begin so many runs and kill them at random moments; return how many it caught."""
+    def kill_runs(self, count: int) -> None:
+        """Kill so many runs at random moments; after one done before, begin from nothing."""
         chance = random.SystemRandom()
-        moments = [chance.uniform(*KILLED_WITHIN) for _ in range(count)]
-        print(f"killing {count} runs after {moments} s")
-        return sum(self.killed_up(moment) for moment in moments)
+        for number in range(count):
+            while not self.killed_up(moment := chance.uniform(*KILLED_WITHIN)):
+                self.fleetfoot("down", "--yes")
+            print(f"kill {number + 1} of {count} after {moment:.1f} s")
 
     def status(self) -> dict[str, Any]:
         """Return what `status --json` says."""
