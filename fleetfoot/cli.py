@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -72,7 +73,9 @@ def up(stack: StackName = "local") -> None:
 @app.command()
 def preview(stack: StackName = "local") -> None:
     """Tell what `up` would change, machine by machine."""
-    _end(driver(stack, Display()).preview())
+    runner = driver(stack, Display(preview=True))
+    _err.print(f"preview of {stack}, {runner.name} engine: nothing is changed", highlight=False)
+    _end(runner.preview())
 
 
 @app.command()
@@ -96,6 +99,7 @@ def down(
         if empty or not result.ok:
             teardown(stack, keep_state=not result.ok)
     _end(result)
+    _err.print("Packages and caches stay; `fleetfoot image prune` frees what no definition needs.")
 
 
 @app.command()
@@ -118,7 +122,10 @@ def outputs(
         return
     table = Table("output", "value")
     for key, value in found.items():
-        table.add_row(key, value if isinstance(value, str) else json.dumps(value)[:200])
+        text = value if isinstance(value, str) else json.dumps(value)
+        if len(text) > _OUTPUT_WIDTH:
+            text = f"{text[:_OUTPUT_WIDTH]}... (`fleetfoot outputs {key}` has all of it)"
+        table.add_row(key, text)
     _out.print(table)
 
 
@@ -159,11 +166,16 @@ def _boot_ledgers(stack: str, *, as_json: bool, picture: Path | None) -> None:
     if as_json:
         print(json.dumps([one.plain() for one in found], indent=1))
         return
-    table = Table(title="seconds since the machine's start", title_justify="left")
+    # Without edges it fits into 80 columns.
+    table = Table(
+        title="seconds since the machine's start; - where a machine has no such stage",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     for heading in ("machine", "image", *ledger.STAGES.values()):
         table.add_column(heading, no_wrap=heading in ("machine", "image"))
     for one in found:
-        cells = [f"{one.marks[key]:.1f}" if key in one.marks else "" for key in ledger.STAGES]
+        cells = [f"{one.marks[key]:.1f}" if key in one.marks else "-" for key in ledger.STAGES]
         table.add_row(one.machine, one.image, *cells)
     _out.print(table)
 
@@ -187,6 +199,7 @@ def _cell(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
+_OUTPUT_WIDTH = 60
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

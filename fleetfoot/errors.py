@@ -14,4 +14,4 @@ class FleetfootError(Exception):
 
     def __init__(self, what: str, consequence: str = "", fix: str = "") -> None:
         self.what, self.consequence, self.fix = what, consequence, fix
-        super().__init__(". ".join(part.rstrip(".") for part in (what, consequence, fix) if part))
+        super().__init__("; ".join(part.rstrip(".") for part in (what, consequence, fix) if part))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fleetfoot.engine._events import Severity, Step
 
 _OURS: Final = "pulumi-python:dynamic/"
+# Where there is no terminal, a line says so often what is still being worked on.
+_HEARTBEAT_SECONDS: Final = 30.0
 # Mark, what goes on, what was done.
 _OPS: Final = {
     "create": ("+", "creating", "created"),
@@ -33,9 +35,11 @@ class Display(EventSink):
 
     Args:
         stream: Where to; standard error by default, so that output can be parsed.
+        preview: Whether steps are only what would be done.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, preview: bool = False) -> None:
+        self._preview = preview
         # Rich measures the terminal; elsewhere lines are never folded.
         self._console = Console(
             file=stream or sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True
@@ -44,10 +48,12 @@ class Display(EventSink):
         # Starting the live part draws it at once.
         self._lock = threading.RLock()
         self._live: Live | None = None
+        self._closed = threading.Event()
+        self._heart: threading.Thread | None = None
 
     def begin(self, step: Step) -> None:
         """Shows what is being worked on: below the lines on a terminal, else as a line."""
-        if step.op not in _OPS:
+        if step.op not in _OPS or self._preview:
             return
         with self._lock:
             self._running[id(step)] = (step, time.monotonic())
@@ -62,6 +68,9 @@ class Display(EventSink):
                 self._live.start()
                 # A killed run must not leave the terminal without one.
                 self._console.show_cursor()
+            if not self._console.is_terminal and self._heart is None:
+                self._heart = threading.Thread(target=self._beat, daemon=True)
+                self._heart.start()
         if not self._console.is_terminal and step.op != "refresh":
             self._line(step, f"{_OPS[step.op][1]}{_why(step)}")
 
@@ -75,7 +84,10 @@ class Display(EventSink):
         elif step.op == "refresh" and step.counted in WORDS:
             self._line(step, f"is {WORDS[step.counted][3]}{_why(step)}", "yellow")
         elif step.op in _OPS and step.op != "refresh":
-            self._line(step, f"{_OPS[step.op][2]} {seconds}")
+            done = _OPS[step.op][2]
+            self._line(
+                step, f"would be {done}{_why(step)}" if self._preview else f"{done} {seconds}"
+            )
 
     def say(self, severity: Severity, urn: str, message: str) -> None:
         """Shows a message, except for debugging ones."""
@@ -88,11 +100,21 @@ class Display(EventSink):
 
     def close(self) -> None:
         """Takes what is being worked on off the terminal."""
+        self._closed.set()
         with self._lock:
             live, self._live = self._live, None
             self._running.clear()
         if live is not None:
             live.stop()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(_HEARTBEAT_SECONDS):
+            with self._lock:
+                running = list(self._running.values())
+            for step, began in running:
+                seconds = time.monotonic() - began
+                if seconds >= _HEARTBEAT_SECONDS:
+                    self._line(step, f"still {_OPS[step.op][1]} ({seconds:.0f} s)")
 
     def _line(self, step: Step, text: str, style: str = "") -> None:
         mark = "!" if step.error else _OPS[step.op][0]

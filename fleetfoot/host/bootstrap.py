@@ -66,13 +66,21 @@ def install() -> None:
         subprocess.run(
             ["apt-get", "install", "-y", "-q", "python3-venv"], check=True, env=environment
         )
-    print("installing Python packages into .venv (once per requirements.lock)", flush=True)
+    print(
+        "installing Python packages into .venv (once per requirements.lock; one to three minutes)",
+        flush=True,
+    )
     # Anew: what a killed run, another Python or an older lock file left there is not trusted.
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "-q", "--no-input"]
     pip += ["--disable-pip-version-check"]
     subprocess.run([*pip, "--require-hashes", "-r", str(LOCK)], check=True)
-    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", str(PROJECT)], check=True)
+    # setuptools warns of what an editable installation is; that is what is wanted.
+    subprocess.run(
+        [*pip, "--no-deps", "--no-build-isolation", "-e", str(PROJECT)],
+        check=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore::UserWarning"},
+    )
     STAMP.write_text(_stamp())
 
 

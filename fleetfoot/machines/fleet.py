@@ -76,7 +76,9 @@ class Fleet:
             return cls(NetworkSpec(**json.loads(record.read_text())))
         except FileNotFoundError as missing:
             raise FleetfootError(
-                f"there is no stack {stack!r} here", "it has no machines", "run `make up` first"
+                f"there is no stack {stack!r} here",
+                "nothing of it runs",
+                f"`make up STACK={stack}` makes it",
             ) from missing
 
     def create_network(self) -> str:

@@ -84,8 +84,10 @@ class Nspawn:
         daemon.record.unlink(missing_ok=True)
 
     def delete(self, name: str, place: Placement) -> None:
-        """Stop it; remove its overlay, mount and cgroup."""
-        self.stop(name, place)
+        """End it at once (`stop` is the orderly end); remove its overlay, mount and cgroup."""
+        daemon = self.running(name, place)
+        if daemon is not None:
+            daemon.end(signal.SIGKILL)
         Cgroup(place.network.spec.stack, name).delete()
         root = place.folder / "root"
         while root.is_mount():

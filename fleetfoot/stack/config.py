@@ -6,6 +6,7 @@ follow and what to write instead.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import json
 import re
@@ -186,6 +187,10 @@ class StackConfig(_Strict):
         return [pool for pool in self.pools if group in pool.groups]
 
 
+_MODELS = (NetworkConfig, RollConfig, PoolConfig, SampleConfig, StackConfig)
+_KEYS = sorted({key for model in _MODELS for key in model.model_fields})
+
+
 def load(values: Mapping[str, Any], host_memory_mib: int | None = None) -> StackConfig:
     """Return the typed configuration.
 
@@ -225,10 +230,18 @@ def _sentence(error: Any) -> str:
         where += f"[{step}]" if isinstance(step, int) else f".{step}"
     where = where.replace("fleetfoot.", "fleetfoot:", 1)
     if error["type"] == "extra_forbidden":
-        return f"{where}: no such key, so it would have no effect; remove it or mend its spelling"
+        near = difflib.get_close_matches(str(error["loc"][-1]), _KEYS, n=1)
+        fix = f"did you mean {near[0]}?" if near else "remove it or mend its spelling"
+        return f"{where}: no such key, so it would have no effect; {fix}"
     if error["type"] == "missing":
         return f"{where}: is missing, and there is no sensible default; add it"
-    return f"{where}: {error['msg']} (it is {error['input']!r})"
+    if error["type"] == "fleetfoot":
+        return f"{where}: {error['msg']}"
+    said = error["msg"][0].lower() + error["msg"][1:]
+    return (
+        f"{where}: {said}, but it is {error['input']!r}, so nothing could be made of it;"
+        " docs/configuration.md has every key"
+    )
 
 
 def _names(config: StackConfig) -> list[str]:

@@ -51,7 +51,8 @@ def configuration() -> StackConfig:
     try:
         return load(found)
     except FleetfootError as told:
-        raise pulumi.RunError(str(told)) from told
+        named = str(told).replace("<stack>", pulumi.get_stack())
+        raise pulumi.RunError(named) from told
 
 
 class Environment(pulumi.ComponentResource):
@@ -105,7 +106,7 @@ class Environment(pulumi.ComponentResource):
         ]
         self.kubeconfig = pulumi.Output.from_input(str(self._paths.kubeconfig))
         self.registry = pulumi.Output.from_input(registry_address(stack))
-        self.sample_url = self._sample([site, *onboarded])
+        self.sample_url = self._sample(control, [site, *onboarded])
         self.register_outputs({"inventory": self.inventory})
 
     def _inventory(self, pools: dict[str, VmPool]) -> pulumi.Output[dict[str, Any]]:
@@ -170,7 +171,7 @@ class Environment(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self, depends_on=[site]),
         )
 
-    def _sample(self, ready: list[Playbook]) -> pulumi.Output[str]:
+    def _sample(self, control: dict[str, VmPool], ready: list[Playbook]) -> pulumi.Output[str]:
         """The sample service, when it is switched on; returns where it answers."""
         if not self._config.sample.enabled:
             return pulumi.Output.from_input("")
@@ -179,7 +180,7 @@ class Environment(pulumi.ComponentResource):
             stack=self._stack,
             key=image_key("sample"),
             registry=registry_address(self._stack),
-            address=self._address("registry", 5000),
+            address=self._address(control, "registry", 5000),
             opts=pulumi.ResourceOptions(parent=self, depends_on=ready[:1]),
         )
         provider = kubernetes.Provider(
@@ -196,7 +197,7 @@ class Environment(pulumi.ComponentResource):
             environment=self,
             opts=pulumi.ResourceOptions(parent=self, depends_on=ready),
         )
-        base = pulumi.Output.concat("http://", self._address("load_balancer", SAMPLE_PORT))
+        base = pulumi.Output.concat("http://", self._address(control, "load_balancer", SAMPLE_PORT))
         Endpoint(
             "sample",
             url=pulumi.Output.concat(base, "/healthz"),
@@ -204,12 +205,13 @@ class Environment(pulumi.ComponentResource):
         )
         return base
 
-    def _address(self, group: str, port: int) -> pulumi.Output[str]:
-        """Where the host reaches the first machine of a group."""
-        name = self._config.in_group(group)[0].machine_names[0]
-        return self.inventory.apply(
-            lambda given: f"{given['all']['hosts'][name]['ansible_host']}:{port}"
-        )
+    def _address(self, control: dict[str, VmPool], group: str, port: int) -> pulumi.Output[str]:
+        """Where the host reaches the first machine of a group.
+
+        Asked of that machine, not of the inventory: a worker that comes is no news to it.
+        """
+        pool = next(pool for pool in self._config.in_group(group) if pool.count)
+        return pulumi.Output.concat(control[pool.name].machines[0].address, f":{port}")
 
     def _pool(
         self, pool: PoolConfig, after: Playbook | None = None, node: dict[str, Any] | None = None

@@ -243,7 +243,7 @@ def _drain(inputs: MachineInputs) -> None:
 
 def _remove(inputs: MachineInputs) -> None:
     fleet = Fleet.of_stack(inputs.stack)
-    if inputs.node is None:
+    if inputs.node is None and not os.environ.get(WHOLE_STACK):
         fleet.stop(inputs.name)
     fleet.delete(inputs.name)
     cluster = Cluster(inputs.stack)

@@ -317,6 +317,10 @@ def test_a_larger_pool_touches_no_other_machine(environment: Stack) -> None:
     before = started(environment)
     environment.pool("worker")["count"] = 2
     environment.write()
+    told = re.findall(
+        r"^ \S+ +(.*?) would be", environment.fleetfoot("preview").stdout, re.MULTILINE
+    )
+    assert {line.split()[-1] for line in told} == {"worker-2", "onboard-worker-2"}, told
     environment.fleetfoot("up")
     now = started(environment)
     assert {k: v for k, v in now.items() if k != "worker-2"} == before

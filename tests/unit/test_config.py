@@ -42,6 +42,7 @@ def test_the_default_stack_is_good() -> None:
         ("colour", "red", "fleetfoot:colour", "no such key"),
         ("pools.1.cpu", 2, r"fleetfoot:pools\[1\].cpu", "no such key"),
         ("pools.1.count", "2", r"fleetfoot:pools\[1\].count", "valid integer"),
+        ("pools.1.memroy", "2GiB", r"fleetfoot:pools\[1\].memroy", "did you mean memory"),
         ("pools.1.count", -1, r"fleetfoot:pools\[1\].count", "greater than or equal to 0"),
         ("pools.1.count", 5000, r"fleetfoot:pools\[1\].count", "less than or equal to 200"),
         ("pools.1.memory", 2048, r"fleetfoot:pools\[1\].memory", "512MiB or 2GiB"),

@@ -41,6 +41,18 @@ def test_lines_where_there_is_no_terminal(project: Project) -> None:
     assert "Item b deleted" in stream.getvalue()
 
 
+def test_a_preview_says_what_would_be(project: Project) -> None:
+    project.up('Item("a", "x"); Item("b")')
+    project.program('Item("a", "y"); Item("c")')
+    stream = io.StringIO()
+    assert project.engine(display=Display(stream, preview=True)).preview().ok
+    told = stream.getvalue()
+    assert "Item a would be updated [content]" in told
+    assert "Item b would be deleted" in told
+    assert "Item c would be created" in told
+    assert " s)" not in told, "nothing took any time"
+
+
 def test_terminal_shows_what_is_being_worked_on(project: Project) -> None:
     (project.folder / "items.py").write_text(
         (project.folder / "items.py").read_text()
@@ -99,7 +111,7 @@ class Refusing(Item):
     summary = project.engine(display=Display(stream)).up()
     assert not summary.ok
     told = stream.getvalue()
-    assert "memory is -1. no machine was made. give it a size above 0" in told
+    assert "memory is -1; no machine was made; give it a size above 0" in told
     assert told.count("memory is -1") == 1, told
     assert 'File "' not in told
     path = project.backend / "traces" / "demo" / "dev.log"
