@@ -20,6 +20,7 @@ from fleetfoot.engine import Display, EngineError
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ledger, ssh
 from fleetfoot.machines.fleet import Fleet
+from fleetfoot.paths import size_of
 from fleetfoot.stack import bootimage
 from fleetfoot.stack.driver import Result, driver
 from fleetfoot.stack.rolling import WHOLE_STACK
@@ -40,6 +41,7 @@ bench = typer.Typer(help="Measure a figure afresh: all arms in one run.", no_arg
 app.add_typer(bench, name="bench")
 _out = Console()
 _err = Console(stderr=True)
+_OUTPUT_WIDTH = 60
 
 StackName = Annotated[
     str, typer.Option("--stack", "-s", envvar="STACK", help="Stack to work on (Pulumi.NAME.yaml).")
@@ -122,11 +124,16 @@ def outputs(
         return
     table = Table("output", "value")
     for key, value in found.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        if len(text) > _OUTPUT_WIDTH:
-            text = f"{text[:_OUTPUT_WIDTH]}... (`fleetfoot outputs {key}` has all of it)"
-        table.add_row(key, text)
+        table.add_row(key, value if isinstance(value, str) else _beginning(key, value))
     _out.print(table)
+
+
+def _beginning(key: str, value: Any) -> str:
+    """Return as much of a structured output as a table has room for."""
+    text = json.dumps(value)
+    if len(text) <= _OUTPUT_WIDTH:
+        return text
+    return f"{text[:_OUTPUT_WIDTH]}... (`fleetfoot outputs {key}` has all of it)"
 
 
 @app.command()
@@ -199,7 +206,6 @@ def _cell(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
-_OUTPUT_WIDTH = 60
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -237,7 +243,7 @@ def image_list(as_json: AsJson = False) -> None:
         table.add_row(row["name"], row["key"], _cell(row["built"]), size)
     _out.print(table)
     if older := bootimage.outdated(rows):
-        freed = sum(bootimage.size_of(folder) for folder in older) >> 20
+        freed = sum(size_of(folder) for folder in older) >> 20
         _out.print(f"{len(older)} older ones take {freed} MiB: `fleetfoot image prune` frees them")
 
 
@@ -245,7 +251,7 @@ def image_list(as_json: AsJson = False) -> None:
 def image_prune() -> None:
     """Remove cached images of earlier contents that no machine stands on."""
     for folder in bootimage.outdated(bootimage.known()):
-        size = bootimage.size_of(folder) >> 20
+        size = size_of(folder) >> 20
         shutil.rmtree(folder)
         _out.print(f"{folder.name}: {size} MiB freed", highlight=False)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["PROJECT", "StackPaths", "cache_dir", "private_dir", "taken", "write_private"]
+__all__ = ["PROJECT", "StackPaths", "cache_dir", "private_dir", "size_of", "taken", "write_private"]
 
 PROJECT = Path(__file__).resolve().parent.parent
 _BLOCK = 512  # of st_blocks (stat(2))
@@ -32,6 +32,11 @@ def cache_dir() -> Path:
 def taken(paths: Iterable[Path]) -> int:
     """Return the bytes that files take on disk; holes and what links point to are not counted."""
     return sum(path.lstat().st_blocks * _BLOCK for path in paths)
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes that a folder takes on disk; 0 when it is not there."""
+    return taken(folder.rglob("*"))
 
 
 def private_dir(path: Path) -> Path:

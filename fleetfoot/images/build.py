@@ -17,7 +17,7 @@ from fleetfoot.images import disk, grub, initrd, kernel, oci, sbom, tree
 from fleetfoot.images.bake import bake
 from fleetfoot.images.definition import Definition, content_key
 from fleetfoot.machines.accel import BESIDE_DISK
-from fleetfoot.paths import PROJECT, taken
+from fleetfoot.paths import PROJECT, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -120,7 +120,7 @@ def _build(
         out.rename(final)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    progress(f"{name}: built, {taken(final.rglob('*')) >> 20} MiB")
+    progress(f"{name}: built, {size_of(final) >> 20} MiB")
 
 
 def _write(definition: Definition, key: str, root: Path, out: Path) -> None:

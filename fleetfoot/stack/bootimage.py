@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from fleetfoot import artifacts
 from fleetfoot.images import build, definition
 from fleetfoot.machines.spec import BootImage
-from fleetfoot.paths import PROJECT, cache_dir, taken
+from fleetfoot.paths import PROJECT, cache_dir, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["boot_image", "image_key", "known", "outdated", "size_of"]
+__all__ = ["boot_image", "image_key", "known", "outdated"]
 
 
 def image_key(name: str) -> str:
@@ -66,11 +66,6 @@ def outdated(current: Iterable[dict[str, Any]]) -> list[Path]:
     used = {path.name for path in (*_recorded(), *_mounted(), *_open())}
     built = (path for path in _images().glob("*-*/image.json"))
     return sorted(path.parent for path in built if path.parent.name not in wanted | used)
-
-
-def size_of(folder: Path) -> int:
-    """Return the bytes that a folder takes on disk; 0 when it is not there."""
-    return taken(folder.rglob("*"))
 
 
 def _images() -> Path:

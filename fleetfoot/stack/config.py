@@ -187,16 +187,18 @@ class StackConfig(_Strict):
         return [pool for pool in self.pools if group in pool.groups]
 
 
-_MODELS = (NetworkConfig, RollConfig, PoolConfig, SampleConfig, StackConfig)
-_KEYS = sorted({key for model in _MODELS for key in model.model_fields})
+_KEYS = sorted({key for model in _Strict.__subclasses__() for key in model.model_fields})
 
 
-def load(values: Mapping[str, Any], host_memory_mib: int | None = None) -> StackConfig:
+def load(
+    values: Mapping[str, Any], host_memory_mib: int | None = None, stack: str = "<stack>"
+) -> StackConfig:
     """Return the typed configuration.
 
     Args:
         values: The stack's keys without the `fleetfoot:` prefix, as plain data.
         host_memory_mib: The host's memory; the running machine's if None.
+        stack: The stack's name, by which errors call the file.
 
     Raises:
         FleetfootError: Something in it is wrong; all reasons together.
@@ -205,22 +207,22 @@ def load(values: Mapping[str, Any], host_memory_mib: int | None = None) -> Stack
         # JSON mode: a list is a tuple, yet "2" is no number.
         config = StackConfig.model_validate_json(json.dumps(values))
     except ValidationError as wrong:
-        raise _told([_sentence(error) for error in wrong.errors()]) from wrong
+        raise _told([_sentence(error) for error in wrong.errors()], stack) from wrong
     problems = [*_names(config), *_ranges(config), *_groups(config)]
     for number, pool in enumerate(config.pools):
         problems += [f"fleetfoot:pools[{number}].{told}" for told in _pool(pool)]
     problems += _sample(config)
     problems += _memory(config, _host_memory() if host_memory_mib is None else host_memory_mib)
     if problems:
-        raise _told(problems)
+        raise _told(problems, stack)
     return config
 
 
-def _told(problems: list[str]) -> FleetfootError:
+def _told(problems: list[str], stack: str) -> FleetfootError:
     listed = "".join(f"\n  - {problem}" for problem in problems)
     return FleetfootError(
         f"the stack's configuration cannot be used:{listed}\nNothing was changed",
-        fix="mend Pulumi.<stack>.yaml (docs/configuration.md has every key) and run it again",
+        fix=f"mend Pulumi.{stack}.yaml (docs/configuration.md has every key) and run it again",
     )
 
 

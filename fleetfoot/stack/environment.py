@@ -49,10 +49,9 @@ def configuration() -> StackConfig:
             except json.JSONDecodeError:
                 found[name] = value
     try:
-        return load(found)
+        return load(found, stack=pulumi.get_stack())
     except FleetfootError as told:
-        named = str(told).replace("<stack>", pulumi.get_stack())
-        raise pulumi.RunError(named) from told
+        raise pulumi.RunError(str(told)) from told
 
 
 class Environment(pulumi.ComponentResource):

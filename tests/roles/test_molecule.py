@@ -53,7 +53,8 @@ def needs(role: str, scenario: str) -> set[str]:
     found: set[str] = set()
     for play in yaml.safe_load(path.read_text()):
         found |= {item if isinstance(item, str) else item["role"] for item in play.get("roles", [])}
-        found |= {""} if {"import_playbook", "pre_tasks", "tasks"} & play.keys() else set()
+        more = {"ansible.builtin.import_playbook", "pre_tasks", "tasks"}
+        found |= {""} if more & play.keys() else set()
     return found
 
 
