@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qemu.qmp import QMPError
 
+from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import process, qmp, seed, ssh
 from fleetfoot.machines.accel import BESIDE_DISK, accelerator
 from fleetfoot.shell import run
@@ -31,22 +32,38 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 _SEED = "seed.iso"
 _SHUTDOWN_SECONDS = 30
 _SSH_SECONDS = 900
+# Processors emulated by threads race now and then, and QEMU aborts (its issue 1921).
+_BOOTS = 3
 
 
 class Qemu:
     """The backend of `backend: qemu`."""
 
     def start(self, spec: MachineSpec, place: Placement) -> None:
-        """Make the overlay and boot the guest, unless it runs already."""
-        daemon = self.running(spec.name, place)
-        log = place.folder / "qemu.log"
-        if daemon is None:
-            self._disk(spec, place)
-            self._seed(spec, place)
-            argv = place.network.inside(*self.command(spec, place))
-            daemon = process.start(place.network.paths.record(spec.name), argv, log=log)
-        console = place.folder / "console.log"
-        ssh.wait(spec.name, place, daemon, log=log, console=console, timeout=_SSH_SECONDS)
+        """Make the overlay and boot the guest, unless it runs already.
+
+        A guest whose QEMU ends by itself while it boots is booted again, up to three times in all.
+
+        Raises:
+            FleetfootError: QEMU refused its command line, ended every time, or the guest was mute.
+        """
+        log, console = place.folder / "qemu.log", place.folder / "console.log"
+        for left in reversed(range(_BOOTS)):
+            printed = _size(console)
+            daemon = self.running(spec.name, place) or self._boot(spec, place, log)
+            try:
+                ssh.wait(spec.name, place, daemon, log=log, console=console, timeout=_SSH_SECONDS)
+            except FleetfootError:
+                if not left or daemon.alive or _size(console) == printed:
+                    raise
+            else:
+                return
+
+    def _boot(self, spec: MachineSpec, place: Placement, log: Path) -> Daemon:
+        self._disk(spec, place)
+        self._seed(spec, place)
+        argv = place.network.inside(*self.command(spec, place))
+        return process.start(place.network.paths.record(spec.name), argv, log=log)
 
     def running(self, name: str, place: Placement) -> Daemon | None:
         """Return the QEMU process, if it runs."""
@@ -125,6 +142,11 @@ class Qemu:
 
     def _socket(self, name: str, place: Placement) -> Path:
         return place.network.paths.run / f"{name}.qmp"
+
+
+def _size(file: Path) -> int:
+    """Return a file's size in bytes, 0 while there is none."""
+    return file.stat().st_size if file.exists() else 0
 
 
 def mac(address: str) -> str:

@@ -9,6 +9,7 @@ import re
 import signal
 import ssl
 import stat
+import subprocess
 import urllib.error
 import urllib.request
 from http import HTTPStatus
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from fleetfoot.machines import process
 from fleetfoot.paths import StackPaths
 from tests.e2e.stacks import STATE, NodeWatch, Stack, assert_nothing_left, eventually
 
@@ -313,6 +315,22 @@ def test_a_smaller_pool_drains_the_node_that_leaves(environment: Stack) -> None:
     assert answers(environment)
 
 
+def lose_hypervisor(stack: Stack, machine: str, run: subprocess.Popen[str]) -> None:
+    """Let QEMU abort as on an assertion of its own, as soon as its guest prints something."""
+    paths = StackPaths(stack.name)
+    console = paths.machines / machine / "console.log"
+    booting = eventually(
+        lambda: (
+            run.poll() is not None
+            or (console.exists() and console.stat().st_size and process.find(paths.record(machine)))
+        ),
+        timeout=300,
+        pause=0.05,
+    )
+    assert isinstance(booting, process.Daemon), "the guest never booted"
+    booting.send(signal.SIGABRT)
+
+
 def test_a_larger_pool_touches_no_other_machine(environment: Stack) -> None:
     before = started(environment)
     environment.pool("worker")["count"] = 2
@@ -321,7 +339,10 @@ def test_a_larger_pool_touches_no_other_machine(environment: Stack) -> None:
         r"^ \S+ +(.*?) would be", environment.fleetfoot("preview").stdout, re.MULTILINE
     )
     assert {line.split()[-1] for line in told} == {"worker-2", "onboard-worker-2"}, told
-    environment.fleetfoot("up")
+    with environment.start_up() as run:
+        lose_hypervisor(environment, "worker-2", run)
+        said, _ = run.communicate(timeout=900)
+    assert run.returncode == 0, said
     now = started(environment)
     assert {k: v for k, v in now.items() if k != "worker-2"} == before
     assert [(row["name"], row["ready"]) for row in environment.status()["nodes"]] == [
