@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import kubernetes.dynamic
 import yaml
 from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic.exceptions import DynamicApiError, ResourceNotFoundError
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 
 from fleetfoot.engine._errors import ProviderError
@@ -27,6 +29,13 @@ _dynamic: Any = kubernetes.dynamic
 _CONFLICT: Final = 409
 _NOT_FOUND: Final = 404
 _APPLY: Final = "application/apply-patch+yaml"
+
+
+# SYNs sent again (1, 2 and 4 s apart), and how long what was sent may stay unacknowledged, in ms.
+_SILENCE = [
+    (socket.IPPROTO_TCP, socket.TCP_SYNCNT, 2),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
+]
 
 
 class Unreachable(ProviderError):  # noqa: N818
@@ -75,13 +84,16 @@ class Cluster:
         client = _config.new_client_from_config_dict(
             document, context=str(context) if context else None, persist_config=False
         )
-        client.configuration.retries = False
+        # A machine that is gone says nothing: without these a connect takes two minutes to fail.
+        pool = client.rest_client.pool_manager.connection_pool_kw
+        pool["retries"] = False
+        pool["socket_options"] = [*HTTPConnection.default_socket_options, *_SILENCE]
         self._lock = threading.Lock()
         try:
             # A discovery cache could be stale or another user's; no file can be where this one is.
             self._dynamic: Any = _dynamic.DynamicClient(client, cache_file=f"{os.devnull}/none")
-        except (HTTPError, OSError) as error:
-            raise Unreachable(f"the cluster does not answer: {error}") from error
+        except (HTTPError, OSError, ApiException) as error:
+            raise _silent(error) from error
         self._client = client
         self._stopped = stopped
 
@@ -97,8 +109,8 @@ class Cluster:
                 return self._dynamic.resources.get(api_version=version, kind=kind)
             except ResourceNotFoundError as error:
                 raise Refused(_NOT_FOUND, f"the server knows no {version} {kind}") from error
-            except (HTTPError, OSError) as error:
-                raise Unreachable(f"the cluster does not answer: {error}") from error
+            except (HTTPError, OSError, ApiException) as error:
+                raise _silent(error) from error
 
     def is_namespaced(self, obj: Object) -> bool:
         """Whether objects of this kind live in namespaces; yes, if the server cannot say."""
@@ -215,10 +227,18 @@ class Cluster:
     def _do(self, call: Any, *args: Any, **kwargs: Any) -> Object:
         try:
             return dict(call(*args, **kwargs).to_dict())
-        except (DynamicApiError, ApiException) as error:
+        except DynamicApiError as error:
             raise Refused(int(error.status or 0), _message(error)) from error
-        except (HTTPError, OSError) as error:
-            raise Unreachable(f"the cluster does not answer: {error}") from error
+        except (HTTPError, OSError, ApiException) as error:
+            raise _silent(error) from error
+
+
+def _silent(error: Exception) -> ProviderError:
+    """What to say of a call without an answer; the client tells broken TLS as status 0."""
+    if isinstance(error, ApiException) and error.status:
+        return Refused(int(error.status), _message(error))
+    reason = error.reason if isinstance(error, ApiException) else error
+    return Unreachable(f"the cluster does not answer: {reason}")
 
 
 def _message(error: Any) -> str:

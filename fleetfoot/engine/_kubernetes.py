@@ -95,8 +95,9 @@ class KubernetesProvider(Provider):
         self, inputs: Properties, stopped: threading.Event, warn: Callable[[str, str], None]
     ) -> None:
         self._inputs, self._stopped, self._warn = inputs, stopped, warn
-        self._lock = threading.Lock()
+        self._lock, self._first = threading.Lock(), threading.Lock()
         self._connected: Cluster | None = None
+        self._silent: Unreachable | None = None
 
     @property
     def _cluster(self) -> Cluster:
@@ -240,9 +241,17 @@ class KubernetesProvider(Provider):
         """Looks at the object and at what it lacks.
 
         While the cluster does not answer (its machines may be what this run is to mend), nothing is
-        known: state stays as it is.
+        known: state stays as it is. The first object that waits for it waits for all.
         """
         try:
+            with self._first:
+                if self._silent is not None:
+                    raise self._silent
+                try:
+                    _ = self._cluster
+                except Unreachable as error:
+                    self._silent = error
+                    raise
             return self._read(call)
         except Unreachable as error:
             self._warn(call.urn, f"{error}; it is taken to be as it was")

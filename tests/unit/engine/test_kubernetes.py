@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -309,6 +312,41 @@ def test_refresh_sees_drift_and_up_undoes_it(stack: Stack) -> None:
     summary = stack.engine().preview()
     assert summary.counts["update"] == 1
     assert summary.counts["create"] == 1
+
+
+def test_cluster_that_hangs_up_is_asked_once(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its machine is away: each try could take seconds, and nothing is known to have gone."""
+    config = tmp_path / "kubeconfig"
+    config.write_text(Path(os.environ["KUBECONFIG_OF_TEST"]).read_text())
+    monkeypatch.setenv("FILE_OF_TEST", str(config))
+    stack.program("""
+        there = Opts(provider=k8s.Provider("there", kubeconfig=os.environ["FILE_OF_TEST"]))
+        for number in range(5):
+            k8s.core.v1.ConfigMap(f"c{number}", metadata={"name": f"c{number}", "namespace": space},
+                                  opts=there)
+        """)
+    assert stack.engine().up().ok
+    tries = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+                    tries.append(1)
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        port = listener.getsockname()[1]
+        config.write_text(config.read_text().replace(f":{stack.plane.port}", f":{port}"))
+        summary = stack.engine().refresh()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert summary.ok
+    assert len(tries) == 1
+    assert stack.resource("c4")["id"]
 
 
 def test_ignored_changes_stay_with_their_owner(stack: Stack) -> None:
