@@ -26,8 +26,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["Module", "build", "directory", "modules", "reported_version"]
+__all__ = [
+    "Module",
+    "bench_program",
+    "build",
+    "directory",
+    "earlier_directory",
+    "modules",
+    "reported_version",
+]
 
+_NODES, _BENCHES, _REHEARSALS = "nodes", "benches", "rehearsals"
 _PROGRESS_EVERY = 100  # packages
 _ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "-trimpath -buildvcs=false", "GOTOOLCHAIN": "auto"}
 
@@ -68,15 +77,23 @@ def go_environment() -> dict[str, str]:
     return {**os.environ, **_ENVIRONMENT}
 
 
-def modules() -> list[Module]:
-    """Return the modules of tools/programs.yml.
+def modules(purpose: str = _NODES) -> list[Module]:
+    """Return the modules of tools/programs.yml that serve a purpose.
+
+    Args:
+        purpose: `nodes` (what machines run), `benches` (what loads them) or `rehearsals` (what
+            upgrades begin from).
 
     Raises:
         FleetfootError: A go.mod does not pin the module that programs.yml names.
     """
     tools = PROJECT / "tools"
     listed: dict[str, dict[str, Any]] = yaml.safe_load((tools / "programs.yml").read_text())
-    return [_module(tools / folder, entry) for folder, entry in listed.items()]
+    return [
+        _module(tools / folder, entry)
+        for folder, entry in listed.items()
+        if entry.get("for", _NODES) == purpose
+    ]
 
 
 def _module(folder: Path, entry: dict[str, Any]) -> Module:
@@ -104,16 +121,21 @@ def _module(folder: Path, entry: dict[str, Any]) -> Module:
     )
 
 
-def build(progress: Callable[[str], None]) -> bool:
+def build(progress: Callable[[str], None], purpose: str = _NODES) -> bool:
     """Build what is not in the cache; return whether anything was built.
 
     Args:
         progress: Takes one line at a time for a person to follow.
+        purpose: Which modules, as `modules` takes it.
 
     Raises:
         FleetfootError: Go is absent, or a build failed; the message carries the compiler's words.
     """
-    todo = [module for module in modules() if not module.built]
+    return _ensure(modules(purpose), progress)
+
+
+def _ensure(wanted: list[Module], progress: Callable[[str], None]) -> bool:
+    todo = [module for module in wanted if not module.built]
     programs = sum(len(module.programs) for module in todo)
     if todo:
         progress(f"building {programs} programs of {len(todo)} Go modules (once; then cached)")
@@ -176,13 +198,40 @@ def _compile(argv: list[str], folder: Path, program: str) -> Iterator[int]:
         )
 
 
+def bench_program(name: str, progress: Callable[[str], None]) -> Path:
+    """Return a program that loads a cluster; built now unless the cache has it.
+
+    Args:
+        name: A program of a module for benches.
+        progress: Takes one line at a time for a person to follow.
+    """
+    build(progress, _BENCHES)
+    return next(m.out / name for m in modules(_BENCHES) if name in m.programs)
+
+
 def directory() -> Path:
-    """Return one folder with all built programs, as hard links; made anew when one changes.
+    """Return one folder with nodes' programs, as hard links; made anew when one changes.
 
     Raises:
         FleetfootError: Something is not built yet.
     """
-    every = modules()
+    return _joined(modules())
+
+
+def earlier_directory(folder: str, progress: Callable[[str], None]) -> Path:
+    """Return nodes' programs with those of an earlier version among them; built now if need be.
+
+    Args:
+        folder: Of tools/, for rehearsals.
+        progress: Takes one line at a time for a person to follow.
+    """
+    module = next(module for module in modules(_REHEARSALS) if module.folder == folder)
+    _ensure([module], progress)
+    others = [each for each in modules() if not module.programs.keys() & each.programs.keys()]
+    return _joined([*others, module])
+
+
+def _joined(every: list[Module]) -> Path:
     for module in every:
         if not module.built:
             raise FleetfootError(

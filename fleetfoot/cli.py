@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -21,11 +24,15 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ledger, ssh
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.paths import size_of
-from fleetfoot.stack import bootimage
+from fleetfoot.stack import bootimage, sides
 from fleetfoot.stack.driver import Result, driver
+from fleetfoot.stack.inventory import api_url
 from fleetfoot.stack.rolling import WHOLE_STACK
 from fleetfoot.stack.teardown import teardown
 from fleetfoot.status import Status, gather
+
+if TYPE_CHECKING:
+    from fleetfoot.bench.report import Report
 
 __all__ = ["app", "main"]
 
@@ -209,11 +216,57 @@ def _cell(value: Any) -> str:
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
+class _Identity(enum.StrEnum):
+    """Who kubectl is, and so at which group of apiservers."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+    BREAK_GLASS = "break-glass"
+
+
 @app.command(context_settings=_PASS_THROUGH)
-def kubectl(context: typer.Context, stack: StackName = "local") -> None:
+def kubectl(
+    context: typer.Context,
+    stack: StackName = "local",
+    identity: Annotated[
+        _Identity,
+        typer.Option(
+            "--identity",
+            help="An operator at the online apiservers; a submitter at the offline ones; or, when"
+            " nothing else is let through, one whom no lane and no access rule bounds.",
+        ),
+    ] = _Identity.ONLINE,
+) -> None:
     """Run kubectl on the stack's cluster: fleetfoot kubectl -- get nodes."""
-    argv = Cluster(stack).command(*context.args)
+    argv = Cluster(stack, identity.value).command(*context.args)
     os.execv(argv[0], argv)
+
+
+@app.command("sides")
+def print_sides(
+    stack: StackName = "local",
+    offline_url: Annotated[
+        str,
+        typer.Option(
+            help="Where pods of the offline side reach their apiservers; the stack's if not given."
+        ),
+    ] = "",
+) -> None:
+    """Print what keeps online and offline apart, for clusters that no stack of Pulumi is.
+
+    Lanes, admission, the offline namespace and its submitters' role, as YAML:
+    fleetfoot sides --offline-url https://api-offline.ZONE:6444 | kubectl apply --server-side -f -
+    """
+    url = offline_url or api_url(stack, "offline")
+    if not re.fullmatch(r"https://[a-z0-9]([-.a-z0-9]*[a-z0-9])?:[0-9]+", url):
+        raise FleetfootError(
+            f"{url!r} is no address of apiservers",
+            "pods could not reach them, and the audience of their tokens would be wrong",
+            "write https://api-offline.ZONE:6444 with the zone of your inventory (fleetfoot_zone)",
+        )
+    manifests = [*sides.lanes(), *sides.admission(url), *sides.workplace()]
+    # Through JSON, for what objects share would be written as references.
+    print(yaml.safe_dump_all(json.loads(json.dumps(manifests)), sort_keys=False), end="")
 
 
 @app.command("ssh", context_settings=_PASS_THROUGH)
@@ -285,3 +338,59 @@ def bench_boot(
         cells = [f"{metrics[key]:,.1f}" for metrics in report.arms.values()]
         table.add_row(key, *cells, f"{ratio:.2f}")
     _out.print(table)
+
+
+@bench.command("apiserver")
+def bench_apiserver(
+    target: JsonFile,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each arm is measured.")] = 3,
+    nodes: Annotated[int, typer.Option(min=1, max=1000, help="Simulated nodes.")] = 500,
+    seconds: Annotated[int, typer.Option(min=2, help="How long each figure is measured.")] = 30,
+    disk: Annotated[
+        bool, typer.Option("--disk", help="Let etcd write to the host's disk instead of memory.")
+    ] = False,
+) -> None:
+    """Compare what online feels of an offline storm: one apiserver, lanes, split groups."""
+    # Here, for drawing takes a second to import and most commands draw nothing.
+    from fleetfoot.bench import apiserver  # noqa: PLC0415
+
+    report = apiserver.run(
+        target,
+        rounds,
+        nodes,
+        seconds,
+        disk=disk,
+        progress=lambda line: _err.print(line, highlight=False, soft_wrap=True),
+    )
+    _print_arms(report)
+
+
+@bench.command("failover")
+def bench_failover(
+    target: JsonFile,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each process is killed.")] = 3,
+) -> None:
+    """Kill the leading scheduler and an apiserver under load: how soon is the next pod bound?"""
+    from fleetfoot.bench import failover  # noqa: PLC0415  (Kubernetes' client takes a second)
+
+    report = failover.run(target, rounds, lambda line: _err.print(line, highlight=False))
+    _print_arms(report)
+
+
+def _print_arms(report: Report) -> None:
+    """Metrics of all arms, their ratios, and last whether the goals were met."""
+    table = Table("metric", *report.arms)
+    for key in dict.fromkeys(key for metrics in report.arms.values() for key in metrics):
+        cells = (
+            f"{metrics[key]:,.3g}" if key in metrics else "-" for metrics in report.arms.values()
+        )
+        table.add_row(key, *cells)
+    _out.print(table)
+    for key, ratio in report.ratios.items():
+        _out.print(f"{key}: {ratio:.2f}", highlight=False)
+    _out.print(f"etcd wrote to: {report.setup['etcd_data']}", highlight=False)
+    goals = Table("goal", "limit", "measured", "met")
+    for key, goal in report.goals.items():
+        limit = f"{'at least' if goal.at_least else 'at most'} {goal.limit:g}"
+        goals.add_row(key, limit, f"{goal.measured:,.3g}", _cell(goal.met))
+    _out.print(goals)

@@ -1,17 +1,28 @@
-"""Nodes of a stack's cluster, through kubectl and the operator's kubeconfig."""
+"""Nodes of a stack's cluster, through kubectl and the operator's kubeconfig.
+
+A kubeconfig names one front end. Where a stack has several, the first that answers is asked.
+"""
 
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fleetfoot import artifacts
 from fleetfoot.errors import FleetfootError
 from fleetfoot.paths import StackPaths
 from fleetfoot.shell import run, succeeds
+from fleetfoot.stack.inventory import API_PORTS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Cluster", "is_ready"]
+
+_FRONT_SECONDS = 1.0  # an apiserver behind a front end that lives says who it is within
 
 
 @dataclass(frozen=True)
@@ -20,14 +31,21 @@ class Cluster:
 
     Attributes:
         stack: The stack's name.
+        group: The group of apiservers to ask (`online`, `offline`), or `break-glass`.
     """
 
     stack: str
+    group: str = "online"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The kubeconfig that it is asked with."""
+        return StackPaths(self.stack).kubeconfig_of(self.group)
 
     @property
     def exists(self) -> bool:
-        """Whether an operator's kubeconfig is there."""
-        return StackPaths(self.stack).kubeconfig.exists()
+        """Whether a kubeconfig of the group is there."""
+        return self.kubeconfig.exists()
 
     def command(self, *arguments: str) -> list[str]:
         """Return a kubectl command line.
@@ -35,14 +53,58 @@ class Cluster:
         Raises:
             FleetfootError: There is no cluster yet.
         """
-        kubeconfig = StackPaths(self.stack).kubeconfig
+        kubeconfig = self.kubeconfig
         if not kubeconfig.exists():
             raise FleetfootError(
                 f"the stack {self.stack!r} has no cluster yet",
                 f"{kubeconfig.name} is made with it",
                 "run `make up`",
             )
-        return [str(artifacts.directory() / "kubectl"), f"--kubeconfig={kubeconfig}", *arguments]
+        server = self._standing_in()
+        return [
+            str(artifacts.directory() / "kubectl"),
+            f"--kubeconfig={kubeconfig}",
+            *([f"--server={server}"] if server else []),
+            *arguments,
+        ]
+
+    def endpoint(self) -> str:
+        """Return the URL that it is asked at right now."""
+        path = "jsonpath={.clusters[0].cluster.server}"
+        return self._standing_in() or self.kubectl("config", "view", "-o", path)
+
+    def _standing_in(self) -> str:
+        """Return the URL to ask instead of the kubeconfig's, if that one's front end is silent."""
+        first, *others = self._fronts() or [""]
+        port = API_PORTS.get(self.group, API_PORTS["online"])
+        if not others or self._serves(first, port):
+            return ""
+        found = next((front for front in others if self._serves(front, port)), None)
+        return f"https://{found}:{port}" if found else ""
+
+    def _fronts(self) -> list[str]:
+        """Addresses of the load balancers, the kubeconfig's first, as the stack was last made."""
+        recorded = StackPaths(self.stack).inventory("site")
+        if not recorded.exists():
+            return []
+        every = json.loads(recorded.read_text())["all"]
+        named = every["vars"].get("fleetfoot_front")
+        members = every["children"].get("load_balancer", {}).get("hosts", {})
+        addresses = [every["hosts"][name]["ansible_host"] for name in members]
+        return sorted(addresses, key=lambda address: address != named)
+
+    def _serves(self, address: str, port: int) -> bool:
+        """Whether an apiserver shows its certificate through this front end."""
+        authority = StackPaths(self.stack).pki / "kubernetes" / "ca.crt"
+        try:
+            context = ssl.create_default_context(cafile=str(authority))
+            with (
+                socket.create_connection((address, port), _FRONT_SECONDS) as connection,
+                context.wrap_socket(connection, server_hostname=address),
+            ):
+                return True
+        except OSError:  # TLS's own errors are of that kind, too
+            return False
 
     def kubectl(self, *arguments: str, timeout: float = 60) -> str:
         """Run kubectl and return its output."""

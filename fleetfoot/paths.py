@@ -117,4 +117,12 @@ class StackPaths:
     @property
     def kubeconfig(self) -> Path:
         """The operator's kubeconfig."""
-        return self.root / "kubeconfig"
+        return self.kubeconfig_of("online")
+
+    def inventory(self, run: str) -> Path:
+        """The inventory with which a playbook's run was last made."""
+        return self.root / "inventory" / f"{run}.json"
+
+    def kubeconfig_of(self, group: str) -> Path:
+        """The kubeconfig of a group of apiservers (online: the operator's), or `break-glass`."""
+        return self.root / ("kubeconfig" if group == "online" else f"kubeconfig-{group}")

@@ -17,9 +17,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fleetfoot.errors import FleetfootError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["authority_certificate", "kubelet_client"]
+__all__ = ["authority_certificate", "client", "kubelet_client"]
 
 _CLOCK_SKEW = datetime.timedelta(minutes=5)
 
@@ -50,21 +51,34 @@ def kubelet_client(pki: Path, node: str, hours: int = 24) -> str:
         node: Node name.
         hours: Lifetime.
     """
-    issuer = x509.load_pem_x509_certificate(authority_certificate(pki, "kubernetes").encode())
+    return client(pki, "kubernetes", f"system:node:{node}", ["system:nodes"], hours)
+
+
+def client(pki: Path, authority: str, user: str, groups: Sequence[str], hours: int = 24) -> str:
+    """Return certificate and key (PEM, one after the other) of a client of the apiservers.
+
+    Args:
+        pki: The stack's authorities.
+        authority: Who signs it; each group of apiservers knows the clients of one.
+        user: User name.
+        groups: Groups of the user.
+        hours: Lifetime.
+    """
+    issuer = x509.load_pem_x509_certificate(authority_certificate(pki, authority).encode())
     signer = serialization.load_pem_private_key(
-        (pki / "kubernetes" / "ca.key").read_bytes(), password=None
+        (pki / authority / "ca.key").read_bytes(), password=None
     )
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise FleetfootError(
-            f"the key in {pki}/kubernetes/ca.key is no elliptic-curve key",
-            "kubelet certificates cannot be signed with it",
+            f"the key in {pki}/{authority}/ca.key is no elliptic-curve key",
+            "certificates of clients cannot be signed with it",
             "remove the authority's folder and run `make up` to make a new one",
         )
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.datetime.now(datetime.UTC)
     subject = [
-        x509.NameAttribute(NameOID.ORGANIZATION_NAME, "system:nodes"),
-        x509.NameAttribute(NameOID.COMMON_NAME, f"system:node:{node}"),
+        *(x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups),
+        x509.NameAttribute(NameOID.COMMON_NAME, user),
     ]
     certificate = (
         x509.CertificateBuilder()

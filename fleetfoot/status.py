@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from fleetfoot.cluster import Cluster, is_ready
 from fleetfoot.errors import FleetfootError
+from fleetfoot.machines import ssh
 from fleetfoot.machines.fleet import Fleet
+from fleetfoot.paths import StackPaths
+from fleetfoot.shell import run
 from fleetfoot.stack.driver import driver
+from fleetfoot.stack.inventory import API_PORTS
 
 __all__ = ["Status", "gather"]
 
@@ -25,6 +31,7 @@ class Status:
     engine: str
     machines: list[dict[str, Any]]
     apiservers: list[dict[str, Any]]
+    etcd: list[dict[str, Any]]
     nodes: list[dict[str, Any]]
 
     def plain(self) -> dict[str, Any]:
@@ -34,6 +41,7 @@ class Status:
             "engine": self.engine,
             "machines": self.machines,
             "apiservers": self.apiservers,
+            "etcd": self.etcd,
             "nodes": self.nodes,
         }
 
@@ -54,8 +62,10 @@ def gather(stack: str) -> Status:
         }
         for machine in Fleet.of_stack(stack).all()
     ]
-    cluster = Cluster(stack)
-    return Status(stack, driver(stack).name, machines, _apiservers(cluster), _nodes(cluster))
+    groups = [group for name in API_PORTS for group in _apiservers(Cluster(stack, name))]
+    running = {str(machine["address"]) for machine in machines if machine["ready"]}
+    nodes = _nodes(Cluster(stack))
+    return Status(stack, driver(stack).name, machines, groups, _etcd(stack, running), nodes)
 
 
 def _answers(address: str, port: int) -> bool:
@@ -73,8 +83,41 @@ def _apiservers(cluster: Cluster) -> list[dict[str, Any]]:
         ready = cluster.kubectl("get", "--raw", "/readyz", timeout=10).strip() == "ok"
     except FleetfootError:
         ready = False
-    endpoint = cluster.kubectl("config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")
-    return [{"group": "online", "endpoint": endpoint, "ready": ready}]
+    return [{"group": cluster.group, "endpoint": cluster.endpoint(), "ready": ready}]
+
+
+def _etcd(stack: str, running: set[str]) -> list[dict[str, Any]]:
+    """Ask each member for itself: who leads, how large its database is, what it is alarmed by."""
+    recorded = StackPaths(stack).inventory("site")
+    if not recorded.exists():
+        return []
+    every = json.loads(recorded.read_text())["all"]
+    members = [
+        (name, every["hosts"][name]["ansible_host"], unit)
+        for group, unit in {"etcd": "etcd", "etcd_events": "etcd-events"}.items()
+        # A stack that was made before Events had an etcd of their own has no such group yet.
+        for name in every["children"].get(group, {}).get("hosts", {})
+    ]
+
+    def row(member: tuple[str, str, str]) -> dict[str, Any]:
+        name, address, unit = member
+        ask = f"set -a; . /etc/{unit}/ctl.env; etcdctl endpoint status --write-out=json"
+        try:
+            if address not in running:
+                raise FleetfootError(f"{name} does not run")
+            said = json.loads(run([*ssh.command(stack), f"root@{address}", ask]))[0]["Status"]
+        except FleetfootError:
+            return {"member": name, "ready": False, "leads": False, "size_mib": 0, "alarms": []}
+        return {
+            "member": name,
+            "ready": True,
+            "leads": said["leader"] == said["header"]["member_id"],
+            "size_mib": said["dbSize"] >> 20,
+            "alarms": said.get("errors", []),
+        }
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(row, members))
 
 
 def _nodes(cluster: Cluster) -> list[dict[str, Any]]:

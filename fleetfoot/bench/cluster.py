@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from fleetfoot.cluster import Cluster
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.network import NetworkSpec
-from fleetfoot.machines.spec import BootImage, MachineSpec
-from fleetfoot.paths import private_dir
+from fleetfoot.machines.spec import BootImage, Budget, MachineSpec
+from fleetfoot.paths import StackPaths, private_dir
+from fleetfoot.shell import run
 from fleetfoot.stack import config, onboarding
 from fleetfoot.stack.bootimage import boot_image
 from fleetfoot.stack.inventory import render, service_names, zone
@@ -21,34 +23,30 @@ from fleetfoot.stack.join import node_credentials, node_inputs
 from fleetfoot.stack.teardown import teardown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from fleetfoot.machines.fleet import Machine
 
-__all__ = ["STACK", "BenchCluster", "running"]
+__all__ = ["CONTROL", "CONTROL_POOL", "NETWORK", "STACK", "BenchCluster", "on_cpus", "running"]
 
 STACK = "bench"
-_CONTROL = "control-1"
+CONTROL = "control-1"
 # Ranges of its own: a bench stands beside the user's stack.
-_CONFIG: dict[str, Any] = {
-    "network": {
-        "cidr": "10.95.0.0/24",
-        "uplink": "10.95.255.0/30",
-        "pods": "10.96.0.0/16",
-        "services": "10.97.0.0/16",
-    },
-    "pools": [
-        {
-            "name": "control",
-            "backend": "nspawn",
-            "image": "control",
-            "count": 1,
-            "memory": "3GiB",
-            "groups": [group for group in config.GROUPS if group != "workers"],
-        }
-    ],
-    "sample": {"enabled": False},
+NETWORK = {
+    "cidr": "10.95.0.0/24",
+    "uplink": "10.95.255.0/30",
+    "pods": "10.96.0.0/16",
+    "services": "10.97.0.0/16",
 }
+CONTROL_POOL: dict[str, Any] = {
+    "name": "control",
+    "backend": "nspawn",
+    "image": "control",
+    "count": 1,
+    "memory": "3GiB",
+    "groups": [group for group in config.GROUPS if group != "workers"],
+}
+_CONFIG = {"network": NETWORK, "pools": [CONTROL_POOL], "sample": {"enabled": False}}
 
 
 class BenchCluster:
@@ -57,7 +55,7 @@ class BenchCluster:
     Attributes:
         fleet: Its machines.
         cluster: Its nodes.
-        control: Address of the control machine.
+        control: Address of the first control machine.
     """
 
     def __init__(self, fleet: Fleet, control: str, images: dict[str, BootImage]) -> None:
@@ -80,7 +78,7 @@ class BenchCluster:
             memory: MiB.
             disk: MiB.
         """
-        node = node_inputs(STACK, [self.control], _CONFIG["network"]["pods"])
+        node = node_inputs(STACK, [self.control], NETWORK["pods"])
         spec = MachineSpec(name, image, "qemu", self.images[image], cpus, memory, disk)
         return self.fleet.create(spec, node_credentials(STACK, name, node))
 
@@ -91,12 +89,23 @@ class BenchCluster:
 
 
 @contextlib.contextmanager
-def running(images: tuple[str, ...], progress: Callable[[str], None]) -> Iterator[BenchCluster]:
+def running(
+    images: tuple[str, ...],
+    progress: Callable[[str], None],
+    *,
+    changes: Mapping[str, Any] | None = None,
+    cpus: Collection[int] = (),
+    memory: bool = False,
+) -> Iterator[BenchCluster]:
     """Bring a control plane up, and take it down again however the bench ends.
 
     Args:
         images: Images that workers will boot; built now unless they are cached.
         progress: Takes one line at a time for a person to follow.
+        changes: Keys of the stack's configuration that this bench wants otherwise.
+        cpus: The host's CPUs that the control machine is kept on; all if there are none.
+        memory: Whether volumes are kept in memory, for a bench of something else than the disk,
+            to which everybody on the host writes.
 
     Raises:
         FleetfootError: Another bench runs on this host.
@@ -113,29 +122,72 @@ def running(images: tuple[str, ...], progress: Callable[[str], None]) -> Iterato
             ) from held
         artifacts.build(progress)
         boot = {name: BootImage(**boot_image(name)) for name in ("control", *images)}
-        teardown(STACK, keep_state=False)  # what a killed bench left
+        _clear()  # what a killed bench left
+        if memory:
+            volumes = private_dir(StackPaths(STACK).volumes)
+            run(["mount", "-t", "tmpfs", "-o", "mode=0700", "tmpfs", str(volumes)])
         try:
-            yield _up(boot, progress)
+            yield _up(config.load({**_CONFIG, **(changes or {})}), boot, cpus, progress)
         finally:
             progress("removing the bench's machines")
-            teardown(STACK, keep_state=False)
+            _clear()
 
 
-def _up(images: dict[str, BootImage], progress: Callable[[str], None]) -> BenchCluster:
-    wanted = config.load(_CONFIG)
-    pool = wanted.pools[0]
+def _clear() -> None:
+    teardown(STACK, keep_state=True)
+    volumes = StackPaths(STACK).volumes
+    while volumes.is_mount():
+        run(["umount", str(volumes)])
+    teardown(STACK, keep_state=False)
+
+
+@contextlib.contextmanager
+def on_cpus(cpus: Collection[int]) -> Iterator[None]:
+    """Keep what is started within on some of the host's CPUs (all of them if there are none)."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _up(
+    wanted: config.StackConfig,
+    images: dict[str, BootImage],
+    cpus: Collection[int],
+    progress: Callable[[str], None],
+) -> BenchCluster:
     ranges = wanted.network
     fleet = Fleet(
         NetworkSpec(STACK, ranges.cidr, ranges.uplink, zone(STACK), (ranges.pods, ranges.services))
     )
     fleet.create_network()
     progress("starting a control plane")
-    aliases = tuple(service_names(pool.groups))
-    spec = MachineSpec(
-        _CONTROL, pool.name, pool.backend, images["control"], pool.cpus, pool.memory, 0, aliases
-    )
-    control = fleet.create(spec, {}).address
-    inventory = render(STACK, wanted, {_CONTROL: control}, fleet.network.spec.gateway)
+    with on_cpus(cpus):
+        addresses = {
+            name: fleet.create(_spec(wanted, pool, name, images["control"]), {}).address
+            for pool in wanted.pools
+            for name in pool.machine_names
+        }
+    inventory = render(STACK, wanted, addresses, fleet.network.spec.gateway)
     playbook = {"stack": STACK, "name": "site", "playbook": "site.yml", "inventory": inventory}
     onboarding.run(playbook)
-    return BenchCluster(fleet, control, images)
+    return BenchCluster(fleet, addresses[CONTROL], images)
+
+
+def _spec(
+    wanted: config.StackConfig, pool: config.PoolConfig, name: str, image: BootImage
+) -> MachineSpec:
+    return MachineSpec(
+        name,
+        pool.name,
+        pool.backend,
+        image,
+        pool.cpus,
+        pool.memory,
+        0,
+        tuple(service_names(pool.groups)),
+        volumes=pool.volumes,
+        budgets=tuple(Budget(**budget) for budget in wanted.budgets(pool)),
+    )

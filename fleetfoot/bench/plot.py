@@ -1,4 +1,4 @@
-"""Pictures of stages: a bar a machine (or arm), cut where each stage ended."""
+"""Pictures: stages as bars cut where each ended; two sides' latency; how soon a kill is healed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["stages"]
+__all__ = ["failover", "sides", "stages"]
 
 _ROW_INCHES, _FRAME_INCHES, _WIDTH_INCHES = 0.55, 1.6, 9.0
 _SMALLEST_LABELLED = 0.035  # of the longest bar
@@ -57,5 +57,87 @@ def stages(
     axes.set_xlabel("seconds since the machine's start")
     axes.set_title(title)
     axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.28), frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def sides(path: Path, arms: Mapping[str, Mapping[str, float]], title: str) -> None:
+    """Draw what online and offline met in each arm (PNG or SVG, by the file's name).
+
+    Args:
+        path: The picture.
+        arms: Arm to its metrics, as bench apiserver names them.
+        title: Above the picture.
+    """
+    figure, (left, right) = plt.subplots(
+        ncols=2, figsize=(_WIDTH_INCHES, 4.0), layout="constrained", width_ratios=(3, 2)
+    )
+    colours = plt.get_cmap("viridis")
+    bars = {
+        "idle p50": "idle_p50_ms",
+        "idle p99": "idle_p99_ms",
+        "storm p50": "online_p50_ms",
+        "storm p99": "online_p99_ms",
+    }
+    width = 0.8 / len(bars)
+    for number, (legend, key) in enumerate(bars.items()):
+        places = [row + number * width for row in range(len(arms))]
+        values = [metrics[key] for metrics in arms.values()]
+        drawn = left.bar(places, values, width, label=legend, color=colours(number / len(bars)))
+        left.bar_label(drawn, fmt="%.3g", fontsize=8)
+    left.set_yscale("log")
+    left.set_xticks([row + 0.4 - width / 2 for row in range(len(arms))], list(arms))
+    left.set_ylabel("ms until online was answered")
+    left.legend(frameon=False, ncols=2)
+    left.margins(y=0.25)
+    done = right.bar(
+        list(arms), [m["offline_throughput"] for m in arms.values()], color=colours(0.4)
+    )
+    right.bar_label(done, fmt="%.3g")
+    right.set_ylabel("offline requests answered a second")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def failover(
+    path: Path,
+    rounds: Mapping[str, Sequence[Mapping[str, float]]],
+    limit: float,
+    title: str,
+) -> None:
+    """Draw how long pods waited after each kill, and what online met (PNG or SVG).
+
+    Args:
+        path: The picture.
+        rounds: Arm to the metrics of each round, as bench failover names them.
+        limit: Seconds that a pod should at most wait.
+        title: Above the picture.
+    """
+    figure, (left, right) = plt.subplots(
+        ncols=2, figsize=(_WIDTH_INCHES, 4.0), layout="constrained", width_ratios=(3, 2)
+    )
+    colours, arms = plt.get_cmap("viridis"), list(rounds)
+    for row, found in enumerate(rounds.values()):
+        waited = [one["next_bound_s"] for one in found]
+        left.scatter([row] * len(waited), waited, color=colours(0.4), zorder=2)
+        left.annotate(f"{max(waited):.2f}", (row, max(waited)), (8, 0), textcoords="offset points")
+    left.axhline(limit, color="black", linestyle="--", linewidth=1, label=f"goal: {limit:g} s")
+    left.set_xticks(range(len(arms)), arms)
+    left.set_ylabel("s until the next pod was bound")
+    left.set_ylim(bottom=0)
+    left.margins(x=0.2)
+    left.legend(frameon=False)
+    width = 0.4
+    for number, (key, legend) in enumerate({"resent": "sent again", "failed": "failed"}.items()):
+        places = [row + number * width for row in range(len(arms))]
+        counts = [sum(one[key] for one in found) for found in rounds.values()]
+        drawn = right.bar(places, counts, width, label=legend, color=colours(number / 2))
+        right.bar_label(drawn, fmt="%d")
+    right.set_xticks([row + width / 2 for row in range(len(arms))], arms)
+    right.set_ylabel("online requests, all rounds")
+    right.margins(y=0.25)
+    right.legend(frameon=False)
+    figure.suptitle(title)
     figure.savefig(path, dpi=150)
     plt.close(figure)

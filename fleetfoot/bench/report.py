@@ -1,4 +1,4 @@
-"""What every bench gives back: arms, their ratios, and what they were measured on."""
+"""What every bench gives back: arms, their ratios, their goals, and what they were measured on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,33 @@ from fleetfoot.shell import run
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Report", "medians", "now"]
+__all__ = ["Goal", "Report", "medians", "now", "summary"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a bench should show.
+
+    Attributes:
+        limit: The bound.
+        measured: What was measured.
+        at_least: Whether the limit is the smallest good value; else it is the largest.
+    """
+
+    limit: float
+    measured: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether it was reached; what is not a number does not."""
+        reached = self.measured >= self.limit if self.at_least else self.measured <= self.limit
+        return bool(reached)
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON-compatible data."""
+        bound = "at_least" if self.at_least else "at_most"
+        return {bound: self.limit, "measured": round(self.measured, 6), "met": self.met}
 
 
 @dataclass(frozen=True)
@@ -26,10 +52,13 @@ class Report:
 
     Attributes:
         name: The bench's name.
-        arms: Arm to metric to value; seconds, bytes and counts.
+        arms: Arm to metric to value; seconds, bytes and counts
+            unless its name says otherwise.
         ratios: Ratios of arms; the keys stay stable.
         rounds: Arm to the metrics of each round, in order.
         started: When it began, ISO 8601 with zone.
+        setup: How it was measured: sizes and counts.
+        goals: Name to what should have been reached, and whether it was.
     """
 
     name: str
@@ -37,6 +66,8 @@ class Report:
     ratios: Mapping[str, float]
     rounds: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
     started: str = ""
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    goals: Mapping[str, Goal] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Return it as JSON-compatible data."""
@@ -44,7 +75,9 @@ class Report:
             "name": self.name,
             "arms": {arm: _rounded(metrics) for arm, metrics in self.arms.items()},
             "ratios": _rounded(self.ratios),
+            "goals": {name: goal.plain() for name, goal in self.goals.items()},
             "rounds": {arm: [_rounded(r) for r in rounds] for arm, rounds in self.rounds.items()},
+            "setup": dict(self.setup),
             "host": host(),
             "versions": versions(),
             "started": self.started,
@@ -64,6 +97,26 @@ def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the median of each metric that every round has."""
     common = [key for key in rounds[0] if all(key in each for each in rounds)]
     return {key: statistics.median(each[key] for each in rounds) for key in common}
+
+
+def summary(
+    rounds: Sequence[Mapping[str, float]],
+    *,
+    sums: Sequence[str] = (),
+    worst: Sequence[str] = (),
+) -> dict[str, float]:
+    """Return one value for each metric: the median, unless a median would hide what counts.
+
+    Args:
+        rounds: The metrics of each round.
+        sums: Counts, of which one in any round counts.
+        worst: What is as bad as its worst round.
+    """
+    return {
+        **medians(rounds),
+        **{key: sum(each.get(key, 0.0) for each in rounds) for key in sums},
+        **{key: max(each.get(key, 0.0) for each in rounds) for key in worst},
+    }
 
 
 def now() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Nspawn"]
 
+_BUDGETS = "/run/fleetfoot/budgets"
 _SHUTDOWN_SECONDS = 30
 _SSH_SECONDS = 60
 # systemd's request for an orderly power-off: SIGRTMIN+4 (systemd(1), SIGNALS).
@@ -40,6 +42,11 @@ class Nspawn:
         root = self._mount(spec, place)
         cgroup = Cgroup(place.network.spec.stack, spec.name)
         cgroup.create(spec.cpus, spec.memory)
+        budgets = [
+            (folder, f"{_BUDGETS}/{budget.name}/{controller}")
+            for budget in spec.budgets
+            for controller, folder in cgroup.budget(**asdict(budget)).items()
+        ]
         argv = place.network.inside(
             "systemd-nspawn",
             "--quiet",
@@ -54,7 +61,10 @@ class Nspawn:
             f"--machine={spec.name}",
             f"--network-bridge={BRIDGE}",
             *(f"--load-credential={name}:{path}" for name, path in place.credentials.items()),
-            *(f"--bind={source}:{target}" for source, target in self._volumes(spec, place)),
+            *(
+                f"--bind={source}:{target}"
+                for source, target in (*self._volumes(spec, place), *budgets)
+            ),
         )
         # The kernel takes its time over the links of a container that just ended.
         succeeds(place.network.inside("ip", "link", "delete", f"vb-{spec.name}"))

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from fleetfoot.machines.network import Network
     from fleetfoot.machines.process import Daemon
 
-__all__ = ["Backend", "BootImage", "MachineSpec", "Placement"]
+__all__ = ["IDLE", "Backend", "BootImage", "Budget", "MachineSpec", "Placement"]
+
+#: Weight of what runs while nobody else wants to, and makes room at once.
+IDLE = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,23 @@ class BootImage:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What one service of a machine may use of the machine's CPU and memory.
+
+    Attributes:
+        name: Name by which the service finds it, `/run/fleetfoot/budgets/<name>` on the machine.
+        cpus: CPU time in CPUs; 0 is no bound.
+        memory: MiB; 0 is no bound.
+        weight: Share of contended CPU time, 1 to 10000 as systemd's CPUWeight=; or `IDLE`.
+    """
+
+    name: str
+    cpus: float = 0
+    memory: int = 0
+    weight: int = 100
+
+
+@dataclass(frozen=True)
 class MachineSpec:
     """One machine, before it exists.
 
@@ -52,6 +72,8 @@ class MachineSpec:
         disk: MiB of writable space (qemu).
         aliases: Further names in the stack's zone.
         volumes: Folders whose contents outlive the machine (nspawn).
+        budgets: Bounds within the machine's, for those backends whose machines cannot set them
+            from inside (nspawn on a host with cgroup v1).
     """
 
     name: str
@@ -63,6 +85,7 @@ class MachineSpec:
     disk: int
     aliases: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+    budgets: tuple[Budget, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """Return the specification as JSON-compatible data."""
@@ -77,6 +100,7 @@ class MachineSpec:
                 "image": BootImage(**data["image"]),
                 "aliases": tuple(data["aliases"]),
                 "volumes": tuple(data["volumes"]),
+                "budgets": tuple(Budget(**budget) for budget in data.get("budgets", ())),
             }
         )
 

@@ -19,15 +19,29 @@ from pydantic_core import PydanticCustomError
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.images.definition import FORMATS, Definition
+from fleetfoot.machines.spec import IDLE
+from fleetfoot.stack.sides import OFFLINE_NAMESPACE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["GROUPS", "NetworkConfig", "PoolConfig", "SampleConfig", "StackConfig", "load"]
+__all__ = [
+    "GROUPS",
+    "ApiserversConfig",
+    "GroupsConfig",
+    "NetworkConfig",
+    "PoolConfig",
+    "SampleConfig",
+    "StackConfig",
+    "WorkConfig",
+    "load",
+]
 
 GROUPS = (
     "etcd",
-    "kube_apiserver",
+    "etcd_events",
+    "apiserver_online",
+    "apiserver_offline",
     "kube_control",
     "dns",
     "registry",
@@ -45,6 +59,10 @@ _TAINT = re.compile(r"[^=:\s]+(=[^=:\s]*)?:(NoSchedule|PreferNoSchedule|NoExecut
 _MIB = {"MiB": 1, "GiB": 1024}
 # What a host keeps for itself and for QEMU's own needs.
 _HOST_RESERVE_MIB = 1024
+# Kubernetes' own, beside kube-*, and the sample service's.
+_ONLINE_NAMESPACES = ("default", "sample")
+_WEIGHT, _MOST_WEIGHT, _IDLE = 100, 10_000, "idle"  # systemd's own
+_RESOURCE = re.compile(r"[a-z]+(\.[a-z0-9]([-.a-z0-9]*[a-z0-9])?)?")
 
 
 def _refuse(message: str) -> PydanticCustomError:
@@ -89,8 +107,30 @@ def _taint(value: str) -> str:
     return value
 
 
+def _resource(value: str) -> str:
+    if not _RESOURCE.fullmatch(value):
+        raise _refuse(
+            f"{value!r} is no resource, so no apiserver would start with it; write its plural, and"
+            " its API group after a dot, such as pods or jobs.batch"
+        )
+    return value
+
+
+def _weight(value: object) -> int:
+    if value == _IDLE:
+        return IDLE
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_WEIGHT:
+        raise _refuse(
+            f"{value!r} is no weight, so CPU time could not be shared by it; write a whole number"
+            f" from 1 to {_MOST_WEIGHT}, or idle"
+        )
+    return value
+
+
 Label = Annotated[str, AfterValidator(_dns_label)]
+Weight = Annotated[int, BeforeValidator(_weight)]
 Size = Annotated[int, BeforeValidator(_size)]
+Resource = Annotated[str, AfterValidator(_resource)]
 Subnet = Annotated[str, AfterValidator(_subnet)]
 
 
@@ -175,16 +215,93 @@ class SampleConfig(_Strict):
     replicas: Annotated[int, Field(ge=1, le=1000)] = 2
 
 
+class ApiserversConfig(_Strict):
+    """What each instance of a group of apiservers may use.
+
+    Attributes:
+        max_requests: Reads in flight.
+        max_mutating_requests: Writes in flight.
+        cpus: CPUs; None means no bound but the machine's.
+        weight: Share of CPU time when the machine has too little; its other services have 100.
+            `idle` (0 here) is what they leave.
+        memory: MiB; None means no bound but the machine's.
+        watch_cache: Resource to the size of its watch cache; 0 means none. Other sizes are the
+            apiserver's own choice.
+        goaway_chance: Part of the requests after which a client connects anew, and so may come to
+            another instance. None means 0.001, or 0 where the group has one instance.
+        audit: Whether the audit log tells of `changes`, or of `all` requests.
+    """
+
+    max_requests: Annotated[int, Field(ge=10, le=10_000)] = 400
+    max_mutating_requests: Annotated[int, Field(ge=5, le=10_000)] = 200
+    cpus: Annotated[float, Field(gt=0, le=256)] | None = None
+    weight: Weight = _WEIGHT
+    memory: Annotated[Size, Field(ge=512, le=4 * 1024 * 1024)] | None = None
+    watch_cache: dict[Resource, Annotated[int, Field(ge=0, le=1_000_000)]] = {}
+    goaway_chance: Annotated[float, Field(ge=0, le=0.02)] | None = None
+    audit: Literal["changes", "all"] = "changes"
+
+
+class OfflineConfig(ApiserversConfig):
+    """The same for offline, which has less where nothing is said.
+
+    What it watches, how clients move and what is audited is as in online: its clients are the ones
+    who list and watch most, and what they change belongs in a log as much as what others do.
+    """
+
+    max_requests: Annotated[int, Field(ge=10, le=10_000)] = 100
+    max_mutating_requests: Annotated[int, Field(ge=5, le=10_000)] = 50
+    weight: Weight = IDLE
+
+
+class GroupsConfig(_Strict):
+    """Groups of apiservers over one etcd.
+
+    Attributes:
+        online: Nodes, controllers, operators and online services.
+        offline: Batch work; it queues here, so that online does not feel it.
+    """
+
+    online: ApiserversConfig = ApiserversConfig()
+    offline: OfflineConfig = OfflineConfig()
+
+
+class WorkConfig(_Strict):
+    """Where the offline side works.
+
+    Attributes:
+        namespaces: Its namespaces; the stack makes them.
+    """
+
+    namespaces: Annotated[tuple[Label, ...], Field(min_length=1)] = (OFFLINE_NAMESPACE,)
+
+
 class StackConfig(_Strict):
     """All `fleetfoot:` keys of a stack."""
 
     network: NetworkConfig = NetworkConfig()
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)]
+    apiservers: GroupsConfig = GroupsConfig()
+    offline: WorkConfig = WorkConfig()
     sample: SampleConfig = SampleConfig()
 
     def in_group(self, group: str) -> list[PoolConfig]:
         """Return the pools whose machines are in an inventory group."""
         return [pool for pool in self.pools if group in pool.groups]
+
+    def budgets(self, pool: PoolConfig) -> list[dict[str, Any]]:
+        """Return what apiservers on a pool's machines may use, as fields of Budget."""
+        return [
+            {
+                "name": f"kube-apiserver-{name}",
+                "cpus": limits.cpus or 0,
+                "memory": limits.memory or 0,
+                "weight": limits.weight,
+            }
+            for name, limits in self.apiservers
+            if f"apiserver_{name}" in pool.groups
+            and (limits.cpus or limits.memory or limits.weight != _WEIGHT)
+        ]
 
 
 _KEYS = sorted({key for model in _Strict.__subclasses__() for key in model.model_fields})
@@ -211,6 +328,8 @@ def load(
     problems = [*_names(config), *_ranges(config), *_groups(config)]
     for number, pool in enumerate(config.pools):
         problems += [f"fleetfoot:pools[{number}].{told}" for told in _pool(pool)]
+    problems += _budgets(config)
+    problems += _namespaces(config)
     problems += _sample(config)
     problems += _memory(config, _host_memory() if host_memory_mib is None else host_memory_mib)
     if problems:
@@ -277,7 +396,13 @@ def _ranges(config: StackConfig) -> list[str]:
 
 
 def _groups(config: StackConfig) -> list[str]:
-    return [
+    problems = [
+        f"fleetfoot:pools: {members} machines are in the group {group!r}, which survive no more"
+        " losses than one machine less would, and one more can block the cluster; make it 1, 3 or 5"
+        for group in ("etcd", "etcd_events")
+        if (members := sum(pool.count for pool in config.in_group(group))) and members % 2 == 0
+    ]
+    return problems + [
         f"fleetfoot:pools: no machine is in the group {group!r}, so there would be no cluster;"
         " add it to a pool's groups"
         for group in GROUPS
@@ -299,12 +424,6 @@ def _pool(pool: PoolConfig) -> list[str]:
         problems.append(
             f"backend: workers on {pool.backend} would share the host's kernel and cgroups, where a"
             " kubelet cannot bound its pods; write qemu"
-        )
-    if not worker and pool.count > 1:
-        problems.append(
-            f"count: {pool.count} machines of a control pool could not be replaced without losing"
-            " the cluster, for nothing waits between them yet; write 1 (inventory/samples/ha shows"
-            " a hand-written topology of more)"
         )
     if pool.volumes and pool.backend != "nspawn":
         problems.append(
@@ -352,6 +471,38 @@ def _image(pool: PoolConfig) -> list[str]:
             " it would be cut off; give it more"
         ]
     return []
+
+
+def _budgets(config: StackConfig) -> list[str]:
+    """Bounds of apiservers that their machines do not have: some kernels refuse to set them."""
+    return [
+        f"fleetfoot:apiservers.{name}.{key}: {wanted:g}{unit} is more than a machine of pool"
+        f" {pool.name} has ({has:g}{unit}), so it would bound nothing and hosts with cgroup v1"
+        " would refuse it; lower it, leave it out, or give the pool more"
+        for name, limits in config.apiservers
+        for pool in config.in_group(f"apiserver_{name}")
+        for key, wanted, has, unit in (
+            ("cpus", limits.cpus, pool.cpus, ""),
+            ("memory", limits.memory, pool.memory, " MiB"),
+        )
+        if wanted is not None and wanted > has
+    ]
+
+
+def _namespaces(config: StackConfig) -> list[str]:
+    problems = []
+    for name, count in Counter(config.offline.namespaces).items():
+        if name in _ONLINE_NAMESPACES or name.startswith("kube-"):
+            problems.append(
+                f"fleetfoot:offline.namespaces: {name!r} belongs to online, whose pods would lose"
+                " their way to its apiservers; name another"
+            )
+        if count > 1:
+            problems.append(
+                f"fleetfoot:offline.namespaces: {name!r} is there {count} times, and could be made"
+                " once; remove it"
+            )
+    return problems
 
 
 def _sample(config: StackConfig) -> list[str]:

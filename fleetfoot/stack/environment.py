@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from fleetfoot.stack.bootimage import image_key
 from fleetfoot.stack.config import load
 from fleetfoot.stack.inventory import (
     SAMPLE_PORT,
+    api_url,
     registry_address,
     render,
     service_names,
@@ -21,6 +23,7 @@ from fleetfoot.stack.inventory import (
 )
 from fleetfoot.stack.join import node_inputs
 from fleetfoot.stack.onboarding import playbook_digest
+from fleetfoot.stack.platform import Platform
 from fleetfoot.stack.pool import VmPool, VmPoolArgs
 from fleetfoot.stack.resources import ContainerImage, Endpoint, Image, Machine, Network, Playbook
 from fleetfoot.stack.sample import Sample
@@ -105,7 +108,20 @@ class Environment(pulumi.ComponentResource):
         ]
         self.kubeconfig = pulumi.Output.from_input(str(self._paths.kubeconfig))
         self.registry = pulumi.Output.from_input(registry_address(stack))
-        self.sample_url = self._sample(control, [site, *onboarded])
+        cluster = kubernetes.Provider(
+            "cluster",
+            kubeconfig=str(self._paths.kubeconfig),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[site]),
+        )
+        Platform(
+            "platform",
+            offline_url=api_url(stack, "offline"),
+            offline_namespaces=config.offline.namespaces,
+            provider=cluster,
+            environment=self,
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[site]),
+        )
+        self.sample_url = self._sample(control, cluster, [site, *onboarded])
         self.register_outputs({"inventory": self.inventory})
 
     def _inventory(self, pools: dict[str, VmPool]) -> pulumi.Output[dict[str, Any]]:
@@ -134,16 +150,21 @@ class Environment(pulumi.ComponentResource):
 
     def _site(self, control: dict[str, VmPool], authorities: Playbook) -> Playbook:
         """The control plane: what site.yml makes of the control machines."""
+        inventory = self._inventory(control)
         return Playbook(
             "site",
             stack=self._stack,
             playbook="site.yml",
-            inventory=self._inventory(control),
+            inventory=inventory,
             digest=playbook_digest("site.yml"),
             triggers={
-                machine: pulumi.Output.all(m.address, m.host_key, m.started)
-                for pool in control.values()
-                for machine, m in zip(pool.names, pool.machines, strict=True)
+                # Groups and limits: an apiserver more is a group more.
+                "inventory": inventory.apply(_digest),
+                **{
+                    machine: pulumi.Output.all(m.address, m.host_key, m.started)
+                    for pool in control.values()
+                    for machine, m in zip(pool.names, pool.machines, strict=True)
+                },
             },
             # Its certificates last a year; a run renews those in their last 90 days.
             repeat=30,
@@ -170,7 +191,9 @@ class Environment(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self, depends_on=[site]),
         )
 
-    def _sample(self, control: dict[str, VmPool], ready: list[Playbook]) -> pulumi.Output[str]:
+    def _sample(
+        self, control: dict[str, VmPool], cluster: kubernetes.Provider, ready: list[Playbook]
+    ) -> pulumi.Output[str]:
         """The sample service, when it is switched on; returns where it answers."""
         if not self._config.sample.enabled:
             return pulumi.Output.from_input("")
@@ -182,16 +205,11 @@ class Environment(pulumi.ComponentResource):
             address=self._address(control, "registry", 5000),
             opts=pulumi.ResourceOptions(parent=self, depends_on=ready[:1]),
         )
-        provider = kubernetes.Provider(
-            "cluster",
-            kubeconfig=str(self._paths.kubeconfig),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=ready),
-        )
         sample = Sample(
             "sample",
             image=image.reference,
             replicas=self._config.sample.replicas,
-            provider=provider,
+            provider=cluster,
             # The cluster's memory ends with its machines: no need to ask it to forget each object.
             environment=self,
             opts=pulumi.ResourceOptions(parent=self, depends_on=ready),
@@ -227,6 +245,7 @@ class Environment(pulumi.ComponentResource):
                 disk=pool.disk,
                 aliases=[f"{pool.name}.pool", *service_names(pool.groups)],
                 volumes=pool.volumes,
+                budgets=self._config.budgets(pool),
                 labels=pool.labels,
                 taints=pool.taints,
                 node=node,
@@ -245,3 +264,7 @@ class Environment(pulumi.ComponentResource):
             for machine in control[pool.name].machines
         ]
         return node_inputs(self._stack, resolvers, self._config.network.pods)
+
+
+def _digest(inventory: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(inventory, sort_keys=True).encode()).hexdigest()

@@ -9,15 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fleetfoot import artifacts
+from fleetfoot.machines.spec import IDLE
 from fleetfoot.paths import StackPaths
 from fleetfoot.stack.config import GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from fleetfoot.stack.config import StackConfig
+    from fleetfoot.stack.config import ApiserversConfig, StackConfig
 
 __all__ = [
+    "API_PORTS",
     "SAMPLE_NODE_PORT",
     "SAMPLE_PORT",
     "api_url",
@@ -29,8 +31,17 @@ __all__ = [
 
 #: The sample service's port on the load balancer, and on every worker.
 SAMPLE_PORT, SAMPLE_NODE_PORT = 8080, 30080
-# Group to the name by which the stack knows what the group serves.
-_SERVICE_NAMES = {"load_balancer": "api-online", "registry": "registry"}
+#: Port of each apiserver group's front end.
+API_PORTS = {"online": 6443, "offline": 6444}
+# Group to the names by which the stack knows what the group serves.
+_SERVICE_NAMES = {
+    "load_balancer": [f"api-{group}" for group in API_PORTS],
+    "registry": ["registry"],
+}
+# Second services of a machine stand on aliases of it: a host has one value a variable.
+_ALIASES = {"apiserver_offline": "offline", "etcd_events": "events"}
+_GOAWAY_CHANCE = 0.001  # where Kubernetes recommends to start
+_PARENTS = {"kube_apiserver": ["apiserver_online", "apiserver_offline"]}
 
 
 def zone(stack: str) -> str:
@@ -40,17 +51,17 @@ def zone(stack: str) -> str:
 
 def service_names(groups: Collection[str]) -> list[str]:
     """Return the names, without the zone, that resolve to a machine of these groups."""
-    return [name for group, name in _SERVICE_NAMES.items() if group in groups]
+    return [name for group, names in _SERVICE_NAMES.items() if group in groups for name in names]
 
 
-def api_url(stack: str) -> str:
-    """Return where machines of the stack reach the apiservers."""
-    return f"https://{_SERVICE_NAMES['load_balancer']}.{zone(stack)}:6443"
+def api_url(stack: str, group: str = "online") -> str:
+    """Return where machines of the stack reach a group of apiservers."""
+    return f"https://api-{group}.{zone(stack)}:{API_PORTS[group]}"
 
 
 def registry_address(stack: str) -> str:
     """Return host and port of the stack's registry, as image references have it."""
-    return f"{_SERVICE_NAMES['registry']}.{zone(stack)}:5000"
+    return f"{_SERVICE_NAMES['registry'][0]}.{zone(stack)}:5000"
 
 
 def render(
@@ -68,30 +79,32 @@ def render(
     """
     paths = StackPaths(stack)
     ssh = f"-o UserKnownHostsFile={paths.known_hosts} -o StrictHostKeyChecking=yes"
-    members: dict[str, dict[str, dict[str, Any]]] = {
-        group: {
-            name: {}
-            for pool in config.in_group(group)
-            for name in pool.machine_names
-            if name in addresses
-        }
-        for group in GROUPS
-    }
-    hosts = {
-        name: {"ansible_host": addresses[name], "fleetfoot_pool": pool.name}
-        for pool in config.pools
-        for name in pool.machine_names
-        if name in addresses
-    }
+    hosts: dict[str, dict[str, Any]] = {}
+    members: dict[str, dict[str, Any]] = {group: {"hosts": {}} for group in GROUPS}
+    for pool in config.pools:
+        for name in (name for name in pool.machine_names if name in addresses):
+            facts = {"ansible_host": addresses[name], "fleetfoot_pool": pool.name}
+            hosts[name] = facts
+            for group in pool.groups:
+                host = f"{name}-{_ALIASES[group]}" if group in _ALIASES else name
+                hosts[host] = facts
+                members[group]["hosts"][host] = {}
+    for name, limits in config.apiservers:
+        group = members[f"apiserver_{name}"]
+        group["vars"] = _limits(limits, len(group["hosts"]))
+    for parent, children in _PARENTS.items():
+        members[parent] = {"children": {child: members.pop(child) for child in children}}
     return {
         "all": {
             "hosts": hosts,
-            "children": {group: {"hosts": hosts} for group, hosts in members.items()},
+            "children": members,
             "vars": {
                 "ansible_user": "root",
                 "ansible_ssh_private_key_file": str(paths.ssh_key),
                 "ansible_ssh_common_args": ssh,
                 "ansible_python_interpreter": "/usr/bin/python3",
+                # They stand on this host: packing programs takes longer than sending them.
+                "mitogen_ssh_compression": False,
                 "fleetfoot_stack": stack,
                 "fleetfoot_zone": zone(stack),
                 "fleetfoot_resolver": gateway,
@@ -100,18 +113,39 @@ def render(
                 "fleetfoot_state_dir": str(paths.root),
                 "fleetfoot_artifacts_dir": str(artifacts.directory()),
                 "load_balancer_frontends": _frontends(stack, config),
-                **_operator(config, addresses),
+                **_front(config, addresses),
             },
         }
     }
 
 
-def _operator(config: StackConfig, addresses: Mapping[str, str]) -> dict[str, str]:
+def _limits(limits: ApiserversConfig, instances: int) -> dict[str, Any]:
+    """What an instance of a group of so many may use, as variables of role kube_apiserver."""
+    goaway = limits.goaway_chance
+    if goaway is None:
+        # Who is alone has nobody to send clients to.
+        goaway = _GOAWAY_CHANCE if instances > 1 else 0
+    wanted: dict[str, Any] = {
+        "kube_apiserver_audit_reads": limits.audit == "all",
+        "kube_apiserver_goaway_chance": goaway,
+        "kube_apiserver_watch_cache_sizes": limits.watch_cache,
+        "kube_apiserver_max_requests": limits.max_requests,
+        "kube_apiserver_max_mutating_requests": limits.max_mutating_requests,
+        "kube_apiserver_cpu_weight": "idle" if limits.weight == IDLE else str(limits.weight),
+    }
+    if limits.cpus is not None:
+        wanted["kube_apiserver_cpu_quota"] = f"{limits.cpus:.0%}"
+    if limits.memory is not None:
+        wanted["kube_apiserver_memory_max"] = f"{limits.memory}M"
+    return wanted
+
+
+def _front(config: StackConfig, addresses: Mapping[str, str]) -> dict[str, str]:
     """How the host reaches the apiservers: by address, for it does not ask the stack's DNS."""
     for pool in config.in_group("load_balancer"):
         for name in pool.machine_names:
             if name in addresses:
-                return {"kube_bootstrap_operator_server": f"https://{addresses[name]}:6443"}
+                return {"fleetfoot_front": addresses[name]}
     return {}
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from fleetfoot.kubeconfig import kubeconfig
 from fleetfoot.paths import StackPaths
 from fleetfoot.pki import authority_certificate, kubelet_client
 from fleetfoot.stack.inventory import api_url, registry_address
@@ -55,7 +56,9 @@ def node_credentials(stack: str, name: str, node: Mapping[str, Any]) -> dict[str
     return {
         "fleetfoot.cluster-ca": authority,
         "fleetfoot.kubelet-client": kubelet_client(paths.pki, name),
-        "fleetfoot.kubelet-kubeconfig": _kubeconfig(str(node["api"])),
+        "fleetfoot.kubelet-kubeconfig": kubeconfig(
+            str(node["api"]), "/etc/kubernetes/pki/ca.crt", _CURRENT_CERTIFICATE, "node"
+        ),
         "fleetfoot.kubelet-config": _kubelet_config(node),
         "fleetfoot.kubelet-env": _kubelet_environment(node),
         "fleetfoot.pod-network": (
@@ -66,29 +69,6 @@ def node_credentials(stack: str, name: str, node: Mapping[str, Any]) -> dict[str
         "fleetfoot.registry-ca": authority,
         "tmpfiles.extra": _registry_files(registry),
     }
-
-
-def _kubeconfig(api: str) -> str:
-    """A kubeconfig that names files, so that a renewed certificate is used without a restart."""
-    certificate = {"client-certificate": _CURRENT_CERTIFICATE, "client-key": _CURRENT_CERTIFICATE}
-    return yaml.safe_dump(
-        {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [
-                {
-                    "name": "fleetfoot",
-                    "cluster": {
-                        "server": api,
-                        "certificate-authority": "/etc/kubernetes/pki/ca.crt",
-                    },
-                }
-            ],
-            "users": [{"name": "node", "user": certificate}],
-            "contexts": [{"name": "node", "context": {"cluster": "fleetfoot", "user": "node"}}],
-            "current-context": "node",
-        }
-    )
 
 
 def _kubelet_config(node: Mapping[str, Any]) -> str:

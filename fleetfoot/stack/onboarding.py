@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["playbook_digest", "run"]
 
 _TAIL_LINES = 30
+_SITE = "site.yml"
 
 
 def playbook_digest(playbook: str) -> str:
@@ -42,11 +43,20 @@ def run(props: Mapping[str, Any]) -> None:
             until Ready).
 
     Raises:
-        FleetfootError: It failed; the message carries the end of its log.
+        FleetfootError: It failed; the message carries the end of its log. Or it would bring a
+            running control plane to programs that it must not go to; then nothing was changed.
     """
+    if props["playbook"] == _SITE and not props.get("limit") and _upgrades(props["stack"]):
+        _play({**props, "name": "before-upgrade", "playbook": "before_upgrade.yml"})
+    _play(props)
+    for node in props.get("nodes") or []:
+        Cluster(props["stack"]).wait_ready(node)
+
+
+def _play(props: Mapping[str, Any]) -> None:
     paths = StackPaths(props["stack"])
     inventory = write_private(
-        paths.root / "inventory" / f"{props['name']}.json",
+        paths.inventory(props["name"]),
         json.dumps(_whole(props["inventory"]), indent=1),
     )
     log = private_dir(paths.root / "logs") / f"{props['name']}.log"
@@ -59,8 +69,6 @@ def run(props: Mapping[str, Any]) -> None:
         **os.environ,
         "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
         "ANSIBLE_NOCOLOR": "1",
-        # One interpreter a host for the whole run: on an emulated guest a start takes seconds.
-        "ANSIBLE_STRATEGY": "mitogen_linear",
     }
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
         done = subprocess.run(
@@ -79,14 +87,21 @@ def run(props: Mapping[str, Any]) -> None:
             f"the end of {log.relative_to(PROJECT)}:\n{tail}",
             "mend what it names and run the command again: it continues there",
         )
-    for node in props.get("nodes") or []:
-        Cluster(props["stack"]).wait_ready(node)
+
+
+def _upgrades(stack: str) -> bool:
+    """Whether a running control plane has other programs than those that are offered now."""
+    cluster = Cluster(stack)
+    if not cluster.answers():
+        return False
+    offered = json.loads((artifacts.directory() / "versions.json").read_text())["kube-apiserver"]
+    return bool(json.loads(cluster.kubectl("get", "--raw=/version"))["gitVersion"] != offered)
 
 
 def _whole(value: Any) -> Any:
-    """Undo what Pulumi's wire format does to whole numbers: it knows floating point only."""
+    """Undo what Pulumi's wire format does to order, and to whole numbers: it knows only floats."""
     if isinstance(value, dict):
-        return {key: _whole(item) for key, item in value.items()}
+        return {key: _whole(value[key]) for key in sorted(value)}
     if isinstance(value, list):
         return [_whole(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

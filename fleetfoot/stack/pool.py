@@ -29,6 +29,8 @@ class VmPoolArgs:
         disk: MiB of writable space of a machine.
         aliases: Names in the stack's zone that resolve to every machine of the pool.
         volumes: Folders whose contents outlive a machine.
+        budgets: What services of a machine may use, each `name`, `cpus`, `memory` (0: no bound)
+            and `weight`.
         labels: Node labels.
         taints: Node taints, `key=value:Effect`.
         node: How machines join the cluster; None for machines that are no nodes.
@@ -44,6 +46,7 @@ class VmPoolArgs:
     disk: int
     aliases: Sequence[str] = ()
     volumes: Sequence[str] = ()
+    budgets: Sequence[Mapping[str, Any]] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     taints: Sequence[str] = ()
     node: Mapping[str, Any] | None = None
@@ -83,6 +86,7 @@ class VmPool(pulumi.ComponentResource):
                 disk=args.disk,
                 aliases=args.aliases,
                 volumes=args.volumes,
+                budgets=args.budgets,
                 node=node,
                 roll=args.roll,
                 opts=pulumi.ResourceOptions(parent=self),

@@ -227,7 +227,18 @@ class MachineProvider(_Provider):
 
     replacing = ("name", "stack", "backend")
     # `roll` says how a change is made and is no change by itself.
-    inputs = (*replacing, "pool", "image", "cpus", "memory", "disk", "aliases", "volumes", "node")
+    inputs = (
+        *replacing,
+        "pool",
+        "image",
+        "cpus",
+        "memory",
+        "disk",
+        "aliases",
+        "volumes",
+        "budgets",
+        "node",
+    )
 
     def identity(self, props: Props) -> str:
         """The machine's name."""

@@ -8,6 +8,7 @@ image on all machines that were not reached.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import threading
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from fleetfoot.cluster import Cluster
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines.fleet import Fleet
-from fleetfoot.machines.spec import BootImage, MachineSpec
+from fleetfoot.machines.spec import BootImage, Budget, MachineSpec
+from fleetfoot.paths import StackPaths
+from fleetfoot.stack import onboarding
 from fleetfoot.stack.join import node_credentials
 
 if TYPE_CHECKING:
@@ -68,12 +71,16 @@ class MachineInputs:
             disk=int(props["disk"]),
             aliases=tuple(props.get("aliases") or ()),
             volumes=tuple(props.get("volumes") or ()),
+            budgets=tuple(
+                Budget(b["name"], float(b["cpus"]), int(b["memory"]), int(b["weight"]))
+                for b in props.get("budgets") or ()
+            ),
         )
 
 
 @dataclass
 class _Gate:
-    """Lets a pool's machines through, so many at a time, until one fails."""
+    """Lets machines through, so many at a time, until one fails."""
 
     turn: threading.Condition = field(default_factory=threading.Condition)
     inside: int = 0
@@ -86,22 +93,25 @@ _gates_lock = threading.Lock()
 
 @contextlib.contextmanager
 def _turn(inputs: MachineInputs) -> Iterator[None]:
-    """Wait for this machine's turn in its pool.
+    """Wait for this machine's turn in its pool, or in the control plane.
 
     Raises:
-        FleetfootError: Another machine of the pool failed in this run.
+        FleetfootError: Another machine of them failed in this run.
     """
     roll = inputs.props.get("roll") or {}
     # With stand-ins no machine is missing; without, so many may be.
     width = max(1, int(roll.get("max_surge") or roll.get("max_unavailable", 1)))
-    pool = inputs.spec.pool
+    pool = f"pool {inputs.spec.pool}"
+    if inputs.node is None:
+        # Pools of control machines hold members of one etcd: two at once could be too many.
+        width, pool = 1, "the control plane"
     with _gates_lock:
         gate = _gates.setdefault((inputs.stack, pool), _Gate())
     with gate.turn:
         gate.turn.wait_for(lambda: gate.failed or gate.inside < width)
         if gate.failed:
             raise FleetfootError(
-                f"the roll of pool {pool} stopped at {gate.failed}",
+                f"the roll of {pool} stopped at {gate.failed}",
                 f"{inputs.name} keeps its last-known-good image",
                 f"mend {gate.failed} or take the change back, then run it again",
             )
@@ -140,8 +150,8 @@ def update(old: MachineInputs, new: MachineInputs) -> dict[str, Any]:
     One that only died is made again; a machine that is no node goes on with the disk it had.
 
     Raises:
-        FleetfootError: Pods could not leave, or the new one did not become Ready; then the old one
-            is put back.
+        FleetfootError: Pods could not leave, or the new one did not come into service; then the
+            old one is put back.
     """
     if not old.props.get("started") and old.spec == new.spec:
         return create(new)
@@ -150,13 +160,35 @@ def update(old: MachineInputs, new: MachineInputs) -> dict[str, Any]:
         _remove(old)
         try:
             outputs = create(new)
-            if new.node is not None:
-                Cluster(new.stack).wait_ready(new.name)
+            _into_service(new, outputs["address"])
         except Exception as failed:
             Fleet.of_stack(new.stack).delete(new.name)
-            create(old)
+            _into_service(old, create(old)["address"])
             raise _stopped(new, failed) from failed
         return outputs
+
+
+def _into_service(inputs: MachineInputs, address: str) -> None:
+    """Wait until a replaced machine does what it did, before the pool's next one goes.
+
+    One control machine alone is set up by the stack's own run of site.yml, which follows.
+    """
+    if inputs.node is not None:
+        Cluster(inputs.stack).wait_ready(inputs.name)
+        return
+    recorded = StackPaths(inputs.stack).inventory("site")
+    hosts = json.loads(recorded.read_text())["all"]["hosts"] if recorded.exists() else {}
+    own = [name for name, facts in hosts.items() if facts["ansible_host"] == address]
+    if 0 < len(own) < len(hosts):
+        onboarding.run(
+            {
+                "stack": inputs.stack,
+                "name": f"site-{inputs.name}",
+                "playbook": "site.yml",
+                "inventory": json.loads(recorded.read_text()),
+                "limit": [*own, "localhost"],
+            }
+        )
 
 
 @contextlib.contextmanager

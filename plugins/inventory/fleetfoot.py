@@ -75,7 +75,8 @@ class InventoryModule(BaseInventoryPlugin):  # type: ignore[misc]  # Ansible is 
         self.inventory.add_group(name)
         for variable, value in group.get("vars", {}).items():
             self.inventory.set_variable(name, variable, value)
-        for host, variables in group.get("hosts", {}).items():
+        # The order of hosts must not depend on who wrote the state: lists of neighbours follow it.
+        for host, variables in sorted(group.get("hosts", {}).items()):
             self.inventory.add_host(host, group=name)
             for variable, value in (variables or {}).items():
                 self.inventory.set_variable(host, variable, value)

@@ -64,10 +64,26 @@ options:
     description: Signed certificates (PEM) by path, in answer to RV(requests).
     type: dict
     default: {}
+  replace_authorities:
+    description:
+      - Whether a machine that trusts one of the same name with another key may be given this one;
+        else it is refused.
+    type: bool
+    default: false
+  lifetime_days:
+    description: Days that a new certificate is valid, unless its authority ends sooner.
+    type: int
+    default: 365
   renew_days:
-    description: Days before its end that a certificate is due.
+    description:
+      - Days before its end that a certificate is due. One that ends with its authority is not, for
+        a new one would end no later.
     type: int
     default: 90
+  renew_all:
+    description: Whether every certificate is due.
+    type: bool
+    default: false
 author: [Fleetfoot maintainers]
 """
 
@@ -95,6 +111,7 @@ requests:
     certificate: {description: Its path., type: str}
     authority: {description: Who shall sign., type: str}
     csr: {description: The signing request (PEM)., type: str}
+    not_after: {description: "When it shall end, as community.crypto's modules take it.", type: str}
     why: {description: What is wrong with the present one., type: str}
 """
 
@@ -123,7 +140,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "authorities": {"type": "dict", "required": True},
     "trust": {"type": "list", "elements": "dict", "default": [], "options": TRUST},
     "certificates": {"type": "dict", "default": {}},
+    "replace_authorities": {"type": "bool", "default": False},
+    "lifetime_days": {"type": "int", "default": 365},
     "renew_days": {"type": "int", "default": 90},
+    "renew_all": {"type": "bool", "default": False},
 }
 
 
@@ -170,7 +190,8 @@ def why_due(leaf: dict[str, Any], authority: Any, renew: datetime.timedelta) -> 
         certificate.verify_directly_issued_by(authority)
     except (InvalidSignature, ValueError, TypeError):
         return "signed by another authority"
-    if end_of(certificate) - datetime.datetime.now(datetime.UTC) < renew:
+    end = end_of(certificate)
+    if end - datetime.datetime.now(datetime.UTC) < renew and end < end_of(authority):
         return "about to expire"
     return difference(leaf, certificate)
 
@@ -181,6 +202,14 @@ def end_of(certificate: Any) -> datetime.datetime:
         end: datetime.datetime = certificate.not_valid_after_utc
         return end
     return certificate.not_valid_after.replace(tzinfo=datetime.UTC)  # type: ignore[no-any-return]
+
+
+def new_end(authority: Any, days: int) -> str:
+    """When a certificate that is signed now shall end: not after its authority."""
+    end = end_of(authority)
+    if end < datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days):
+        return end.strftime("%Y%m%d%H%M%SZ")
+    return f"+{days}d"
 
 
 def difference(leaf: dict[str, Any], certificate: Any) -> str:
@@ -282,8 +311,48 @@ def keep_attributes(module: AnsibleModule, leaf: dict[str, Any]) -> bool:
     return changed
 
 
+def foreign(path: Path, authority: str) -> bool:
+    """Say whether a machine trusts an authority of the same name with another key.
+
+    A certificate that was made anew with the same key is none: what was signed stays valid. Nor is
+    one of another name: what is trusted there has changed.
+    """
+    if not path.exists():
+        return False
+    try:
+        trusted = x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError:
+        return False  # it trusts nobody
+    if not authority:
+        return True
+    wanted = x509.load_pem_x509_certificate(authority.encode())
+    return bool(
+        trusted.subject == wanted.subject
+        and public_bytes(trusted.public_key()) != public_bytes(wanted.public_key())
+    )
+
+
+def refuse_foreign(module: AnsibleModule) -> None:
+    """Refuse to give a machine other authorities than those that it trusts."""
+    if module.params["replace_authorities"]:
+        return
+    strangers = [
+        f"{entry['path']} ({entry['authority']})"
+        for entry in module.params["trust"]
+        if foreign(Path(entry["path"]), module.params["authorities"][entry["authority"]])
+    ]
+    if strangers:
+        module.fail_json(
+            msg=f"the machine trusts another authority than pki_dir holds: {', '.join(strangers)}. "
+            "With the one of pki_dir it and all that it works with would refuse each other. No "
+            "authority was changed. Name the state folder that the machine was made with (pki_dir) "
+            "or, to replace the authority, give `-e pki_replace_authorities=true` (docs/runbook.md)"
+        )
+
+
 def keep_trust(module: AnsibleModule) -> bool:
     """Keep the authorities' certificates on the machine."""
+    refuse_foreign(module)
     changed = False
     for entry in module.params["trust"]:
         path = Path(entry["path"])
@@ -301,6 +370,10 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     """Do one call: look, request, or install."""
     parameters = module.params
     renew = datetime.timedelta(days=parameters["renew_days"])
+
+    def due(leaf: dict[str, Any], authority: Any) -> str:
+        return "all are" if parameters["renew_all"] else why_due(leaf, authority, renew)
+
     changed = keep_trust(module)
     requests = []
     for leaf in parameters["leaves"]:
@@ -316,7 +389,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
                     "exist, so nothing can be signed; role pki makes authorities (see site.yml)"
                 )
             changed = True
-        elif why := why_due(leaf, x509.load_pem_x509_certificate(authority.encode()), renew):
+        elif why := due(leaf, signer := x509.load_pem_x509_certificate(authority.encode())):
             changed = True
             if not module.check_mode:
                 for path in (leaf["certificate"], leaf["key"]):
@@ -326,6 +399,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
                         "certificate": leaf["certificate"],
                         "authority": leaf["authority"],
                         "csr": signing_request(leaf),
+                        "not_after": new_end(signer, parameters["lifetime_days"]),
                         "why": why,
                     }
                 )

@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fleetfoot.machines.fleet import Fleet
 from tests.e2e.stacks import STATE, Stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KILLS = 2
+_JOURNAL = (
+    "systemctl list-units --failed --plain --no-legend;"
+    " journalctl --priority=warning --lines=40 --no-pager --output=short | cut --characters=-300"
+)
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +37,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Show what the environment looked like when a test failed."""
     outcome: Any = yield
     report = outcome.get_result()
-    stack = getattr(item, "funcargs", {}).get("environment")
-    if report.failed and isinstance(stack, Stack) and stack.file.exists():
+    given = getattr(item, "funcargs", {}).values()
+    for stack in (one for one in given if isinstance(one, Stack)):
+        if not report.failed or not stack.file.exists():
+            continue
         status = stack.fleetfoot("status", check=False).stdout
         report.sections.append(("status of the stack", status))
         logs = sorted((STATE / stack.name / "logs").glob("*.log"))
         for log in logs:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             report.sections.append((f"end of {log.name}", tail))
+        for machine in Fleet.of_stack(stack.name).all():
+            if machine.spec.backend == "nspawn" and machine.running:
+                said = stack.ssh(machine.spec.name, _JOURNAL, check=False)
+                report.sections.append((f"services of {machine.spec.name}", said))

@@ -28,17 +28,18 @@ KILLED_WITHIN = (2.0, 45.0)
 
 
 class Stack:
-    """A stack of the test's own, with the default stack's shape and other addresses.
+    """A stack of the test's own, with the shape of one that is there and other addresses.
 
     Args:
         name: Its name; the configuration stands in Pulumi.<name>.yaml while the test runs.
         net: Second octet of its addresses.
+        like: The stack whose shape it has.
     """
 
-    def __init__(self, name: str, net: int) -> None:
+    def __init__(self, name: str, net: int, like: str = "local") -> None:
         self.name = name
         self.file = PROJECT / f"Pulumi.{name}.yaml"
-        config = yaml.safe_load((PROJECT / "Pulumi.local.yaml").read_text())["config"]
+        config = yaml.safe_load((PROJECT / f"Pulumi.{like}.yaml").read_text())["config"]
         config["fleetfoot:network"] = {
             "cidr": f"10.{net}.0.0/24",
             "uplink": f"10.{net}.255.0/30",
@@ -46,6 +47,13 @@ class Stack:
             "services": f"10.{net + 2}.0.0/16",
         }
         self.config: dict[str, Any] = config
+        self.write()
+
+    def control_only(self) -> None:
+        """Leave the workers out."""
+        pools = self.config["fleetfoot:pools"]
+        self.config["fleetfoot:pools"] = [p for p in pools if p["groups"] != ["workers"]]
+        self.config["fleetfoot:sample"] = {"enabled": False}
         self.write()
 
     def write(self) -> None:
@@ -126,6 +134,11 @@ class Stack:
     def get(self, *what: str) -> Any:
         """Return an object of the cluster."""
         return json.loads(self.kubectl("get", *what, "-o", "json"))
+
+    def play(self, playbook: str, *options: str) -> str:
+        """Run a playbook on the stack's machines; return what it said."""
+        argv = ["-i", "inventory/fleetfoot.yml", f"playbooks/{playbook}", *options]
+        return str(self.run("ansible-playbook", *argv, timeout=1800).stdout)
 
     def ssh(self, machine: str, command: str, *, check: bool = True) -> str:
         """Run a command on a machine."""

@@ -62,8 +62,8 @@ def generations_of(stack: Stack) -> dict[str, int]:
 
 def test_everything_is_ready_after_two_kills(environment: Stack) -> None:
     status = environment.status()
-    assert set(status) == {"stack", "engine", "machines", "apiservers", "nodes"}
-    rows = [*status["machines"], *status["apiservers"], *status["nodes"]]
+    assert set(status) == {"stack", "engine", "machines", "apiservers", "etcd", "nodes"}
+    rows = [row for kind in ("machines", "apiservers", "etcd", "nodes") for row in status[kind]]
     assert [row["ready"] for row in rows] == [True] * len(rows)
     assert [row["name"] for row in status["nodes"]] == ["worker-1", "worker-2"]
     assert [row["name"] for row in status["machines"]] == ["control-1", "worker-1", "worker-2"]

@@ -130,6 +130,57 @@ def test_a_roll_with_stand_ins_never_has_fewer_nodes(environment: Stack) -> None
     assert watch.fewest >= 2
 
 
+def test_bench_apiserver_writes_what_it_measured(tmp_path: Path) -> None:
+    target = tmp_path / "apiserver.json"
+    short = ["--rounds", "1", "--nodes", "50", "--seconds", "5"]
+    argv = [str(BIN / "fleetfoot"), "bench", "apiserver", *short, "--json", str(target)]
+    subprocess.run(argv, cwd=PROJECT, check=True, timeout=1800)
+    report = json.loads(target.read_text())
+    assert set(report["ratios"]) == {
+        "shared_storm_over_idle_p99",
+        "shared_lanes_storm_over_idle_p99",
+        "split_storm_over_idle_p99",
+        "shared_over_split_p99",
+        "offline_throughput",
+        "saturated_offline_throughput",
+    }
+    assert set(report["goals"]) == {
+        "split_storm_over_idle_p99",
+        "shared_storm_over_idle_p99",
+        "offline_throughput",
+        "leader_changes",
+    }
+    assert report["setup"]["etcd_data"] == "memory"
+    assert report["setup"]["storm_engines"] >= 1
+    for arm in ("shared", "shared_lanes", "split"):
+        found = report["arms"][arm]
+        assert 0 < found["idle_p50_ms"] <= found["idle_p99_ms"]
+        assert found["online_throughput"] > 0
+        assert found["offline_throughput"] > 0
+        assert (found["apiserver_offline_rss_mib"] > 0) == (arm == "split")
+    assert target.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert_nothing_left("bench", "10.95.")
+
+
+def test_bench_failover_writes_what_it_measured(tmp_path: Path) -> None:
+    target = tmp_path / "failover.json"
+    argv = [str(BIN / "fleetfoot"), "bench", "failover", "--rounds", "1", "--json", str(target)]
+    subprocess.run(argv, cwd=PROJECT, check=True, timeout=1800)
+    report = json.loads(target.read_text())
+    arms = report["arms"]
+    assert set(arms) == {"idle", "scheduler", "apiserver", "ha"}
+    assert arms["ha"]["scheduler_seconds"] == arms["scheduler"]["worst_next_bound_s"]
+    assert arms["ha"]["failed_online_requests"] == 0
+    assert set(report["goals"]) == {"worst_next_bound_seconds", "failed_online_requests"}
+    assert report["setup"]["etcd_data"] == "disk"
+    assert target.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    for found in (arms[name] for name in ("idle", "scheduler", "apiserver")):
+        assert found["next_bound_s"] > 0
+        assert found["online_requests"] > 0
+        assert found["failed"] == 0
+    assert_nothing_left("bench", "10.95.")
+
+
 def test_bench_boot_writes_what_it_measured(tmp_path: Path) -> None:
     target = tmp_path / "boot.json"
     argv = [str(BIN / "fleetfoot"), "bench", "boot", "--rounds", "1", "--json", str(target)]

@@ -35,7 +35,7 @@ SCENARIOS = sorted(
 CONTROL = [
     "pki", "etcd", "kube_apiserver", "load_balancer", "kube_bootstrap", "kube_controller_manager",
     "kube_scheduler", "kubelet_csr_approver", "coredns", "registry", "kubelet", "kube_proxy",
-    "node_leave",
+    "node_drain", "node_leave", "upgrade_check", "etcd_backup", "etcd_restore",
 ]  # fmt: skip
 _SECONDS = 600
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -53,7 +53,7 @@ def needs(role: str, scenario: str) -> set[str]:
     found: set[str] = set()
     for play in yaml.safe_load(path.read_text()):
         found |= {item if isinstance(item, str) else item["role"] for item in play.get("roles", [])}
-        more = {"ansible.builtin.import_playbook", "pre_tasks", "tasks"}
+        more = {"ansible.builtin.import_playbook", "pre_tasks", "tasks", "vars"}
         found |= {""} if more & play.keys() else set()
     return found
 

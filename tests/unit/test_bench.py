@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fleetfoot.bench import plot
-from fleetfoot.bench.report import Report, medians, now
+from fleetfoot.bench import apiserver, failover, plot
+from fleetfoot.bench.load import Side
+from fleetfoot.bench.report import Goal, Report, medians, now, summary
+from fleetfoot.errors import FleetfootError
 from fleetfoot.machines.ledger import STAGES
 
 
@@ -15,13 +17,28 @@ def test_medians_are_of_metrics_that_every_round_has() -> None:
     assert medians(rounds) == {"a": 2.0}
 
 
+def test_one_bad_round_is_not_hidden_by_a_median() -> None:
+    rounds = [{"p99": 1.0, "failed": 0.0, "rate": 0.0} for _ in range(2)]
+    rounds.append({"p99": 9.0, "failed": 57.0, "rate": 0.5})
+    found = summary(rounds, sums=["failed"], worst=["rate"])
+    assert found == {"p99": 1.0, "failed": 57.0, "rate": 0.5}
+
+
+def test_a_goal_says_its_limit_what_was_measured_and_whether_it_was_met() -> None:
+    assert Goal(1.5, 1.50049).plain() == {"at_most": 1.5, "measured": 1.50049, "met": False}
+    assert Goal(10, 12.0, at_least=True).plain() == {"at_least": 10, "measured": 12.0, "met": True}
+    assert not Goal(0, float("nan")).met
+
+
 def test_the_file_has_the_stable_keys(tmp_path: Path) -> None:
     arms = {"generic": {"ssh": 6.00049}, "serverless": {"ssh": 2.0}}
     report = Report("boot", arms, {"ssh": 3.0}, {"generic": [{"ssh": 6.0}]}, now())
     target = tmp_path / "deep/boot.json"
     report.write(target)
     data = json.loads(target.read_text())
-    assert set(data) == {"name", "arms", "ratios", "rounds", "host", "versions", "started"}
+    assert set(data) == {
+        *("name", "arms", "ratios", "goals", "rounds", "setup", "host", "versions", "started")
+    }
     assert data["arms"]["generic"]["ssh"] == pytest.approx(6.0)
     assert data["host"]["cpus"] >= 1
     assert data["host"]["memory_mib"] > 0
@@ -34,3 +51,124 @@ def test_a_picture_is_drawn(tmp_path: Path, suffix: str, magic: bytes) -> None:
     bars = {"generic": {"kernel": 4.0, "node": 20.0}, "serverless": {"kernel": 2.0}}
     plot.stages(target, bars, STAGES, "stages")
     assert target.read_bytes().startswith(magic)
+
+
+#: What k6 gives to handleSummary, as far as it is read.
+SUMMARY = {
+    "latency": {"values": {"p(50)": 4.0, "p(99)": 40.0, "max": 50.0, "count": 90}},
+    "latency{op:get}": {"values": {"p(50)": 3.0, "p(99)": 30.0, "max": 31.0, "count": 60}},
+    "failed": {"values": {"rate": 0.1, "passes": 9, "fails": 81}},
+    "dropped_iterations": {"values": {"count": 10, "rate": 1.0}},
+    "pods": {"values": {"count": 20, "rate": 2.0}},
+}
+
+
+def test_requests_that_could_not_be_sent_in_time_are_errors() -> None:
+    side = Side.parse(SUMMARY, 10)
+    assert (side.p50, side.p99, side.pods) == (4.0, 40.0, 2.0)
+    assert side.throughput == pytest.approx(8.1)
+    assert side.error_rate == pytest.approx(0.19)
+    assert side.p99_of == {"get": 30.0}
+
+
+def test_a_summary_without_an_answer_is_refused() -> None:
+    with pytest.raises(FleetfootError, match="no request was answered"):
+        Side.parse({"failed": {"values": {"rate": 0}}}, 10)
+
+
+def test_the_storm_is_the_smallest_that_reaches_ten_times_idle() -> None:
+    asked = []
+
+    def p99(engines: int) -> float:
+        asked.append(engines)
+        return 20.0 * engines
+
+    assert apiserver.smallest_storm(p99, 10.0) == 8
+    assert asked == [1, 2, 4, 8]
+
+
+def test_a_machine_that_no_storm_reaches_is_told() -> None:
+    with pytest.raises(FleetfootError, match="less than 10 times"):
+        apiserver.smallest_storm(lambda _: 11.0, 10.0)
+
+
+ARMS = {
+    arm: {
+        "idle_p50_ms": 2.0,
+        "idle_p99_ms": 10.0,
+        "online_p50_ms": 5.0,
+        "online_p99_ms": p99,
+        "offline_throughput": throughput,
+        "saturated_offline_throughput": full,
+        "leader_changes": 0.0,
+    }
+    for arm, p99, throughput, full in (
+        ("shared", 120.0, 40.0, 60.0),
+        ("shared_lanes", 80.0, 40.0, 60.0),
+        ("split", 14.0, 32.0, 45.0),
+    )
+}
+
+
+def test_arms_are_compared_by_what_the_storm_does_to_online() -> None:
+    assert apiserver.ratios(ARMS) == pytest.approx(
+        {
+            "shared_storm_over_idle_p99": 12.0,
+            "shared_lanes_storm_over_idle_p99": 8.0,
+            "split_storm_over_idle_p99": 1.4,
+            "shared_over_split_p99": 120 / 14,
+            "offline_throughput": 0.8,
+            "saturated_offline_throughput": 0.75,
+        }
+    )
+
+
+def test_goals_of_the_apiserver_bench_are_judged_one_by_one() -> None:
+    assert all(goal.met for goal in apiserver.goals(ARMS).values())
+    worse = {
+        "shared": {**ARMS["shared"], "online_p99_ms": 99.0},
+        "split": {**ARMS["split"], "leader_changes": 1.0, "offline_throughput": 29.0},
+    }
+    met = {name: goal.met for name, goal in apiserver.goals(worse).items()}
+    assert met == {
+        "split_storm_over_idle_p99": True,
+        "shared_storm_over_idle_p99": False,
+        "offline_throughput": False,
+        "leader_changes": False,
+    }
+
+
+def kills(*waited: float, failed: float = 0.0) -> list[dict[str, float]]:
+    counts = {"online_requests": 1250.0, "resent": 3.0, "failed": failed, "dropped": 0.0}
+    return [{"next_bound_s": seconds, "online_p99_ms": 9.0, **counts} for seconds in waited]
+
+
+def test_the_worst_failover_and_every_failed_request_count() -> None:
+    rounds = {
+        "idle": kills(0.1, 0.1, 0.1),
+        "scheduler": [*kills(3.0, 5.1), *kills(2.0, failed=1.0)],
+        "apiserver": kills(0.3, 0.2, 0.4),
+    }
+    arms = failover.arms_of(rounds)
+    assert arms["scheduler"]["next_bound_s"] == 3.0
+    assert arms["ha"] == {
+        "scheduler_seconds": 5.1,
+        "apiserver_seconds": 0.4,
+        "failed_online_requests": 1.0,
+        "dropped_online_requests": 0.0,
+    }
+    assert not any(goal.met for goal in failover.goals(arms).values())
+    good = failover.arms_of(dict.fromkeys(rounds, kills(0.5)))
+    assert all(goal.met for goal in failover.goals(good).values())
+
+
+def test_a_picture_of_both_sides_is_drawn(tmp_path: Path) -> None:
+    target = tmp_path / "apiserver.png"
+    plot.sides(target, ARMS, "two sides")
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_kills_is_drawn(tmp_path: Path) -> None:
+    target = tmp_path / "failover.png"
+    plot.failover(target, {"idle": kills(0.1), "scheduler": kills(3.0, 2.0)}, 5.0, "kills")
+    assert target.read_bytes().startswith(b"\x89PNG")

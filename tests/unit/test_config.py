@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from fleetfoot.errors import FleetfootError
+from fleetfoot.machines.spec import IDLE
 from fleetfoot.stack.config import load
 
 PROJECT = Path(__file__).parents[2]
@@ -74,7 +75,21 @@ def test_the_default_stack_is_good() -> None:
             "Kubernetes' own domain",
         ),
         ("pools.1.name", "w" * 60, r"fleetfoot:pools\[1\].name", "up to 53"),
-        ("pools.0.count", 3, r"fleetfoot:pools\[0\].count", "write 1"),
+        ("pools.0.count", 2, "fleetfoot:pools", "2 machines are in the group 'etcd'.* 1, 3 or 5"),
+        ("apiservers", {"offline": {"memory": "1MiB"}}, "apiservers.offline.memory", "512"),
+        ("apiservers", {"offline": {"weight": 0}}, "apiservers.offline.weight", "or idle"),
+        ("apiservers", {"offline": {"goaway_chance": 0.5}}, "offline.goaway_chance", "0.02"),
+        ("apiservers", {"online": {"audit": "None"}}, "apiservers.online.audit", "'changes' or"),
+        ("apiservers", {"online": {"watch_cache": {"Pod": 1}}}, "watch_cache", "no resource"),
+        ("apiservers", {"online": {"watch_cache": {"pods": -1}}}, "watch_cache.pods", "equal to 0"),
+        ("apiservers", {"offline": {"cpus": 3}}, "apiservers.offline.cpus", "pool control has .2"),
+        ("apiservers", {"online": {"memory": "4GiB"}}, "apiservers.online.memory", "3072 MiB"),
+        ("apiservers", {"batch": {}}, "fleetfoot:apiservers.batch", "no such key"),
+        ("offline", {"namespaces": []}, "fleetfoot:offline.namespaces", "at least 1"),
+        ("offline", {"namespaces": ["A b"]}, "fleetfoot:offline.namespaces", "no DNS label"),
+        ("offline", {"namespaces": ["kube-system"]}, "offline.namespaces", "belongs to online"),
+        ("offline", {"namespaces": ["sample"]}, "offline.namespaces", "belongs to online"),
+        ("offline", {"namespaces": ["a", "a"]}, "offline.namespaces", "there 2 times"),
         ("pools.1.count", 0, "fleetfoot:sample.enabled", "no worker"),
         ("sample.replicas", True, "fleetfoot:sample.replicas", "valid integer"),
         ("pools", [], "fleetfoot:pools", "at least 1"),
@@ -102,3 +117,9 @@ def test_all_reasons_are_told_together() -> None:
     config["network"]["cidr"] = "nonsense"
     with pytest.raises(FleetfootError, match=r"(?s)network\.cidr.*pools\[1\]\.count"):
         load(config)
+
+
+def test_offline_keeps_its_defaults_beside_what_is_said() -> None:
+    config = load({**DEFAULT, "apiservers": {"offline": {"cpus": 0.5}}}, host_memory_mib=64 * 1024)
+    assert config.apiservers.offline.max_requests == 100
+    assert config.apiservers.offline.weight == IDLE

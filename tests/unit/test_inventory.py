@@ -101,7 +101,42 @@ def test_plugin_gives_what_the_stack_put_out(checkout: Path, rendered: dict[str,
         variables = found["_meta"]["hostvars"][name]
         assert variables["ansible_host"] == address
         assert variables["fleetfoot_zone"] == "mine.fleetfoot.internal"
-        assert {**rendered["all"]["vars"], **rendered["all"]["hosts"][name]} == variables
+        given = {**rendered["all"]["vars"], **rendered["all"]["hosts"][name]}
+        assert given.items() <= variables.items()
+    assert found["apiserver_offline"]["hosts"] == ["control-1-offline"]
+    offline = found["_meta"]["hostvars"]["control-1-offline"]
+    assert offline["ansible_host"] == ADDRESSES["control-1"]
+    assert offline["kube_apiserver_max_requests"] == 100
+
+
+def limits(rendered: dict[str, Any], group: str) -> dict[str, Any]:
+    children = rendered["all"]["children"]["kube_apiserver"]["children"]
+    found: dict[str, Any] = children[f"apiserver_{group}"]["vars"]
+    return found
+
+
+def test_one_apiserver_sends_nobody_away_and_two_do(rendered: dict[str, Any]) -> None:
+    assert limits(rendered, "online")["kube_apiserver_goaway_chance"] == 0
+    both = json.loads(json.dumps(CONFIG))
+    offline = {**both["pools"][0], "name": "batch", "count": 2, "groups": ["apiserver_offline"]}
+    both["pools"].append(offline)
+    addresses = {**ADDRESSES, "batch-1": "10.1.0.8", "batch-2": "10.1.0.9"}
+    found = render("mine", load(both, host_memory_mib=64 * 1024), addresses, "10.1.0.1")
+    assert limits(found, "online")["kube_apiserver_goaway_chance"] == 0
+    assert limits(found, "offline")["kube_apiserver_goaway_chance"] == 0.001
+
+
+def test_each_group_has_its_own_watch_cache_goaway_and_audit() -> None:
+    wanted = {"watch_cache": {"pods": 0}, "goaway_chance": 0.01, "audit": "all"}
+    config = load({**CONFIG, "apiservers": {"offline": wanted}}, host_memory_mib=64 * 1024)
+    found = render("mine", config, ADDRESSES, "10.1.0.1")
+    names = ("watch_cache_sizes", "goaway_chance", "audit_reads")
+    online, offline = (
+        [limits(found, group)[f"kube_apiserver_{name}"] for name in names]
+        for group in ("online", "offline")
+    )
+    assert online == [{}, 0, False]
+    assert offline == [{"pods": 0}, 0.01, True]
 
 
 def test_graph_shows_groups(checkout: Path) -> None:
@@ -134,25 +169,32 @@ def test_absent_stack_is_told_with_consequence_and_fix(
 
 def test_single_sample() -> None:
     found = listed("inventory/samples/single")
-    groups = ["dns", "etcd", "kube_apiserver", "kube_control", "load_balancer", "registry"]
+    groups = ["apiserver_online", "dns", "etcd", "kube_control", "load_balancer", "registry"]
     assert all(found[group]["hosts"] == ["control-0"] for group in groups)
+    assert found["apiserver_offline"]["hosts"] == ["control-0-offline"]
+    assert found["etcd_events"]["hosts"] == ["control-0-events"]
 
 
 def test_ha_sample() -> None:
     found = listed("inventory/samples/ha")
-    hosts = found["_meta"]["hostvars"]
-    assert len(found["etcd"]["hosts"]) == 3
-    by_group: dict[str, list[str]] = {"online": [], "offline": []}
-    for child in found["kube_apiserver"]["children"]:
-        for name in found[child]["hosts"]:
-            by_group[hosts[name]["kube_apiserver_group"]].append(name)
-    assert len(by_group["online"]) == len(by_group["offline"]) == 2
-    sockets = [
-        (hosts[name]["ansible_host"], hosts[name].get("kube_apiserver_port", 7443))
-        for names in by_group.values()
-        for name in names
-    ]
-    assert len(set(sockets)) == 4, "no two apiservers share address and port"
+    assert len(found["etcd"]["hosts"]) == len(found["etcd_events"]["hosts"]) == 3
+    online, offline = (found[f"apiserver_{name}"]["hosts"] for name in ("online", "offline"))
+    assert len(online) == len(offline) == 2
+    assert not {*online} & {*offline}, "an alias stands for a machine's second apiserver"
+
+
+@pytest.mark.parametrize("sample", ["single", "ha"])
+def test_aliases_in_samples_share_what_their_machine_is_given(sample: str, tmp_path: Path) -> None:
+    text = (PROJECT / f"inventory/samples/{sample}/hosts.yml").read_text()
+    moved = text.replace(
+        "control-0 {ansible_host: 10.97.0.2}", "control-0 {ansible_host: 10.9.9.9}"
+    )
+    (tmp_path / "hosts.yml").write_text(moved)
+    found = listed(str(tmp_path))["_meta"]["hostvars"]
+    at = {name: facts["ansible_host"] for name, facts in found.items()}
+    aliases = {name: name.rpartition("-")[0] for name in at if name.count("-") > 1}
+    assert at["control-0-events"] == "10.9.9.9"
+    assert {alias: at[alias] for alias in aliases} == {a: at[of] for a, of in aliases.items()}
 
 
 def test_ha_sample_gives_each_group_its_front_end() -> None:
@@ -177,6 +219,7 @@ def test_ha_sample_gives_each_group_its_front_end() -> None:
     fronts = json.JSONDecoder().raw_decode(said)[0]["load_balancer_apiservers"]
     assert {front["name"]: front["port"] for front in fronts} == {"online": 6443, "offline": 6444}
     assert [server["port"] for server in fronts[1]["servers"]] == [7444, 7444]
+    assert [front["authority"] for front in fronts] == ["kubernetes", "kubernetes-offline"]
 
 
 def defaults(role: str) -> dict[str, Any]:

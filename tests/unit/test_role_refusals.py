@@ -1,11 +1,12 @@
 """What roles refuse before they change anything, and that they say which variable to correct.
 
 The cases are in role_refusals.yml and run in one ansible-playbook, which includes the preflight of
-each one's role with its variables.
+each one's role, or the `tasks` that it names, with its variables.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import subprocess
@@ -15,6 +16,10 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 PROJECT = Path(__file__).parents[2]
 CASES: list[dict[str, Any]] = yaml.safe_load(
@@ -27,7 +32,10 @@ def playbook(folder: Path, result: Path) -> list[dict[str, Any]]:
     tasks: list[dict[str, Any]] = []
     for number, case in enumerate(CASES):
         include = {
-            "ansible.builtin.include_role": {"name": case["role"], "tasks_from": "preflight"},
+            "ansible.builtin.include_role": {
+                "name": case["role"],
+                "tasks_from": case.get("tasks", "preflight"),
+            },
             "vars": {"folder": str(case_folder(folder, number)), **case["vars"]},
         }
         said = f"{{{{ said | combine({{'{number}': ansible_failed_result | to_json}}) }}}}"
@@ -44,14 +52,58 @@ def case_folder(folder: Path, number: int) -> Path:
     return folder / f"case-{number}"
 
 
+def authority(
+    folder: Path, name: str, days: int, *, key_of: str = "", foreign_key: bool = False
+) -> None:
+    """Make an authority that ends in so many days, in a folder as role pki keeps it.
+
+    Args:
+        folder: Where its folder is made.
+        name: Its name is what comes before a dot, as is its folder's without one.
+        days: Days until its end.
+        key_of: Folder of the authority whose key it has; empty makes a key.
+        foreign_key: Whether the key that lies beside it is another one.
+    """
+    home = folder / name
+    home.mkdir(parents=True)
+    key = ec.generate_private_key(ec.SECP256R1())
+    if key_of:
+        kept = (folder / key_of / "ca.key").read_bytes()
+        known = serialization.load_pem_private_key(kept, password=None)
+        assert isinstance(known, ec.EllipticCurvePrivateKey)
+        key = known
+    common_name = f"fleetfoot {name.partition('.')[0]}"
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1000))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    form, lock = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (home / "ca.crt").write_bytes(certificate.public_bytes(pem))
+    key = ec.generate_private_key(ec.SECP256R1()) if foreign_key else key
+    (home / "ca.key").write_bytes(key.private_bytes(pem, form, lock))
+
+
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("refusals")
     result = folder / "said.json"
     for number, case in enumerate(CASES):
+        here = case_folder(folder, number)
         for name, content in case.get("files", {}).items():
-            case_folder(folder, number).mkdir(exist_ok=True)
-            (case_folder(folder, number) / name).write_text(content)
+            here.mkdir(exist_ok=True)
+            (here / name).write_text(content)
+        for name, spec in case.get("authorities", {}).items():
+            authority(here, name, **spec)
     (folder / "play.yml").write_text(yaml.safe_dump(playbook(folder, result)))
     done = subprocess.run(
         [

@@ -1,21 +1,12 @@
 """An apiserver that is ready, knows nobody without a certificate, and audits."""
 
+from tests.molecule.ask import ask
+
 PKI = "/etc/kubernetes/pki/apiserver-online"
-ASK = (
-    "python3 -c 'import ssl,sys,urllib.request as u,urllib.error as e\n"
-    'c=ssl.create_default_context(cafile="/etc/kubernetes/pki/ca.crt")\n'
-    "if len(sys.argv)>2: c.load_cert_chain(sys.argv[2],sys.argv[3])\n"
-    "try: r=u.urlopen(sys.argv[1],context=c,timeout=10); print(r.status,r.read().decode())\n"
-    "except e.HTTPError as x: print(x.code)'"
-)
 
 
 def address(host):
     return host.ansible.get_variables()["ansible_host"]
-
-
-def url(host, path):
-    return f"https://{address(host)}:7443{path}"
 
 
 def test_runs(host):
@@ -26,13 +17,12 @@ def test_runs(host):
 
 
 def test_is_ready(host):
-    pair = f"{PKI}/kubelet-client.crt {PKI}/kubelet-client.key"
-    assert host.check_output(f"{ASK} {url(host, '/readyz')} {pair}") == "200 ok"
+    assert ask(host, 7443, "/readyz", f"{PKI}/kubelet-client") == "200 ok"
 
 
 def test_knows_nobody_without_a_certificate(host):
-    assert host.check_output(f"{ASK} {url(host, '/readyz')}") == "401"
-    assert host.check_output(f"{ASK} {url(host, '/version')}") == "401"
+    assert ask(host, 7443, "/readyz") == "401"
+    assert ask(host, 7443, "/version") == "401"
 
 
 def test_secrets_are_private(host):

@@ -19,6 +19,17 @@ def test_operator_reaches_the_cluster_from_the_controller():
     assert "fleetfoot:operator" in done.stdout
 
 
+def test_the_machine_is_an_operator_and_no_master(host):
+    said = host.check_output(f"{KUBECTL} auth whoami --output=json")
+    assert "fleetfoot:operators" in json.loads(said)["status"]["userInfo"]["groups"]
+    assert "system:masters" not in said
+    for certificate in host.check_output("find /etc/kubernetes -name '*.crt'").splitlines():
+        assert "system:masters" not in host.check_output(
+            f"openssl x509 -noout -subject -in {certificate}"
+        )
+    assert not host.run("ls /etc/kubernetes/pki/first.*").stdout
+
+
 @pytest.mark.parametrize(
     ("verb", "what", "who", "group"),
     [

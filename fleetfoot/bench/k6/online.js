@@ -1,0 +1,56 @@
+// An online service: reads, lists and patches its own objects at a constant rate, whether or not earlier
+// requests have been answered (open loop).
+import http from 'k6/http';
+import exec from 'k6/execution';
+import { Rate, Trend } from 'k6/metrics';
+
+const { URL, NAMESPACE, OBJECTS, RATE, WARM_UP, SECONDS, CERTIFICATE, KEY, SUMMARY } = __ENV;
+const place = `${URL}/api/v1/namespaces/${NAMESPACE}/configmaps`;
+const latency = new Trend('latency', true);
+const failed = new Rate('failed');
+
+export const options = {
+  scenarios: {
+    online: {
+      executor: 'constant-arrival-rate',
+      rate: Number(RATE),
+      duration: `${Number(WARM_UP) + Number(SECONDS)}s`,
+      // Made before it begins, and connected while it warms up: a late one would be the load's fault.
+      preAllocatedVUs: 100,
+      maxVUs: 500,
+    },
+  },
+  tlsAuth: [{ cert: open(CERTIFICATE), key: open(KEY) }],
+  discardResponseBodies: true,
+  summaryTrendStats: ['p(50)', 'p(99)', 'max', 'count'],
+  // Named here, they get lines of their own.
+  thresholds: { 'latency{op:get}': [], 'latency{op:list}': [], 'latency{op:patch}': [], 'failed': [] },
+};
+
+const PATCH = { headers: { 'Content-Type': 'application/merge-patch+json' }, timeout: '10s' };
+
+function ask(name) {
+  const number = exec.scenario.iterationInTest;
+  switch (number % 10) {
+    case 0:
+      return ['list', http.get(`${place}?labelSelector=part%3D${(number % 100) / 10}&resourceVersion=0`, { timeout: '10s' })];
+    case 3:
+    case 6: {
+      const body = JSON.stringify({ data: { count: String(number) } });
+      return ['patch', http.patch(`${place}/${name}`, body, PATCH)];
+    }
+    default:
+      return ['get', http.get(`${place}/${name}`, { timeout: '10s' })];
+  }
+}
+
+export default function () {
+  const [op, answer] = ask(`online-${exec.scenario.iterationInTest % Number(OBJECTS)}`);
+  if (Date.now() - exec.scenario.startTime < Number(WARM_UP) * 1000) return;
+  latency.add(answer.timings.duration, { op });
+  failed.add(answer.status !== 200);
+}
+
+export function handleSummary(data) {
+  return { [SUMMARY]: JSON.stringify(data.metrics) };
+}

@@ -1,0 +1,33 @@
+"""An apiserver of another group: ready for its own clients, a stranger to the first group's."""
+
+import pytest
+
+from tests.molecule.ask import ask
+
+PKI = "/etc/kubernetes/pki"
+
+
+def answer(host, path, group):
+    """Ask with the certificate of a group's client."""
+    return ask(host, 7444, path, f"{PKI}/apiserver-{group}/probe")
+
+
+def test_runs(host):
+    service = host.service("kube-apiserver@offline")
+    assert service.is_enabled
+    assert service.is_running, host.check_output("journalctl -u kube-apiserver@offline -n 50")
+
+
+def test_is_ready_for_its_own_clients(host):
+    assert answer(host, "/readyz", "offline") == "200 ok"
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/api/v1/namespaces"])
+def test_clients_of_the_other_group_are_unknown(host, path):
+    assert answer(host, path, "online") == "401"
+
+
+def test_it_is_no_endpoint_of_the_service(host):
+    flags = host.file("/etc/kubernetes/apiserver/offline.env").content_string
+    assert "--endpoint-reconciler-type=none" in flags
+    assert "--watch-cache-sizes=jobs.batch#100,pods#500" in flags

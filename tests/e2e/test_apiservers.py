@@ -1,0 +1,283 @@
+"""Online and offline apart: who is known where, what pods are given, which lane a request takes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import urllib.error
+import urllib.request
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fleetfoot.paths import StackPaths
+from fleetfoot.stack.inventory import API_PORTS
+from tests.e2e.stacks import Stack, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from email.message import Message
+    from pathlib import Path
+
+pytestmark = pytest.mark.e2e
+
+NAMESPACE = "offline"
+READS = ["/readyz", "/version", f"/api/v1/namespaces/{NAMESPACE}/pods", "/api/v1/nodes"]
+#: What the pod runs: its own token, at the address that it was given and at online's.
+PROBE = """
+import json, os, ssl, urllib.error, urllib.request
+folder = "/var/run/secrets/kubernetes.io/serviceaccount/"
+context = ssl.create_default_context(cafile=folder + "ca.crt")
+def ask(address):
+    token = {"Authorization": "Bearer " + open(folder + "token").read()}
+    request = urllib.request.Request("https://" + address + "/version", headers=token)
+    try:
+        return urllib.request.urlopen(request, context=context, timeout=30).status
+    except urllib.error.HTTPError as refused:
+        return refused.code
+given = os.environ["KUBERNETES_SERVICE_HOST"] + ":" + os.environ["KUBERNETES_SERVICE_PORT"]
+print(json.dumps({"address": given, "given": ask(given), "online": ask(ONLINE)}))
+"""
+
+
+def ask(
+    stack: Stack, group: str, path: str, *, identity: str = "", token: str = ""
+) -> tuple[int, Message]:
+    """Return status and headers of a request to a group's front end.
+
+    Args:
+        stack: The environment.
+        group: Whose front end.
+        path: Path to read.
+        identity: Whose certificate to show, a folder below the stack's `pki`.
+        token: Bearer token.
+    """
+    pki = StackPaths(stack.name).root / "pki"
+    context = ssl.create_default_context(cafile=str(pki / "kubernetes" / "ca.crt"))
+    if identity:
+        context.load_cert_chain(pki / identity / "client.crt", pki / identity / "client.key")
+    address = stack.machine("control-1")["address"]
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(f"https://{address}:{API_PORTS[group]}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, context=context, timeout=60) as reply:
+            return reply.status, reply.headers
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, refused.headers
+
+
+def test_both_groups_are_ready(environment: Stack) -> None:
+    groups = {row["group"]: row for row in environment.status()["apiservers"]}
+    assert set(groups) == {"online", "offline"}
+    assert all(row["ready"] for row in groups.values())
+    assert len({row["endpoint"] for row in groups.values()}) == 2
+
+
+@pytest.mark.parametrize("path", READS)
+def test_offline_credentials_are_unknown_at_online(environment: Stack, path: str) -> None:
+    status, _ = ask(environment, "online", path, identity="offline")
+    assert status == HTTPStatus.UNAUTHORIZED
+
+
+def test_each_group_knows_its_own(environment: Stack) -> None:
+    pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
+    assert ask(environment, "offline", pods, identity="offline")[0] == HTTPStatus.OK
+    assert ask(environment, "offline", pods, identity="operator")[0] == HTTPStatus.UNAUTHORIZED
+    assert ask(environment, "online", pods, identity="operator")[0] == HTTPStatus.OK
+
+
+def test_submitters_may_do_nothing_elsewhere(environment: Stack) -> None:
+    path = "/api/v1/namespaces/default/pods"
+    assert ask(environment, "offline", path, identity="offline")[0] == HTTPStatus.FORBIDDEN
+
+
+def test_the_service_kubernetes_is_online(environment: Stack) -> None:
+    slices = environment.get("endpointslices", "kubernetes", "--namespace=default")
+    assert [port["port"] for port in slices["ports"]] == [7443]
+
+
+@pytest.fixture(scope="module")
+def pod(environment: Stack) -> Iterator[dict[str, Any]]:
+    """A running pod of the offline namespace, made by a submitter at the offline apiservers."""
+    image = environment.get("pods", "--namespace=sample")["items"][0]["spec"]["containers"][0]
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "probe", "namespace": NAMESPACE},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "initContainers": [{**_container(image["image"]), "name": "first"}],
+            "containers": [
+                {
+                    **_container(image["image"]),
+                    "command": ["python3", "-c", "import time; time.sleep(1e6)"],
+                }
+            ],
+        },
+    }
+    offline = ["kubectl", "--identity=offline", "--", f"--namespace={NAMESPACE}"]
+    path = StackPaths(environment.name).root / "probe.json"
+    path.write_text(json.dumps(manifest))
+    environment.fleetfoot(*offline, "create", "-f", str(path))
+    try:
+        environment.fleetfoot(
+            *offline, "wait", "--for=condition=Ready", "pod/probe", "--timeout=300s"
+        )
+        yield environment.get("pods", "probe", f"--namespace={NAMESPACE}")
+    finally:
+        environment.fleetfoot(*offline, "delete", "pod", "probe", "--wait=false")
+        path.unlink()
+
+
+def _container(image: str) -> dict[str, Any]:
+    return {"name": "probe", "image": image, "command": ["python3", "-c", "pass"]}
+
+
+def test_a_pod_is_given_the_offline_address_and_audience(pod: dict[str, Any]) -> None:
+    for container in (*pod["spec"]["containers"], *pod["spec"]["initContainers"]):
+        given = {pair["name"]: pair["value"] for pair in container["env"]}
+        assert given["KUBERNETES_SERVICE_HOST"] == "api-offline.e2e.fleetfoot.internal"
+        assert given["KUBERNETES_SERVICE_PORT"] == "6444"
+    sources = [
+        source["serviceAccountToken"]["audience"]
+        for volume in pod["spec"]["volumes"]
+        for source in volume.get("projected", {}).get("sources", [])
+        if "serviceAccountToken" in source
+    ]
+    assert sources == ["https://api-offline.e2e.fleetfoot.internal"]
+
+
+def test_its_token_is_known_at_offline_only(environment: Stack, pod: dict[str, Any]) -> None:
+    online = "kubernetes.default.svc.cluster.local:443"
+    program = PROBE.replace("ONLINE", repr(online))
+    where = [f"--namespace={pod['metadata']['namespace']}", pod["metadata"]["name"]]
+    where += ["--container=probe"]
+    said = json.loads(environment.kubectl("exec", *where, "--", "python3", "-c", program))
+    assert said["address"] == "api-offline.e2e.fleetfoot.internal:6444"
+    assert (said["given"], said["online"]) == (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED)
+
+
+def test_no_token_of_an_offline_namespace_is_valid_at_online(
+    environment: Stack, tmp_path: Path
+) -> None:
+    """Neither by default, nor by asking for it, nor in a Secret."""
+    create = ["kubectl", "--", f"--namespace={NAMESPACE}", "create"]
+    for audience in ([], ["--audience=https://kubernetes.default.svc.cluster.local"]):
+        refused = environment.fleetfoot(*create, "token", "default", *audience, check=False)
+        assert refused.returncode != 0
+        assert "must not be valid at the online apiservers" in refused.stdout
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": "old",
+            "annotations": {"kubernetes.io/service-account.name": "default"},
+        },
+        "type": "kubernetes.io/service-account-token",
+    }
+    (tmp_path / "secret.json").write_text(json.dumps(secret))
+    refused = environment.fleetfoot(*create, "-f", str(tmp_path / "secret.json"), check=False)
+    assert "has no audience" in refused.stdout
+    audience = "https://api-offline.e2e.fleetfoot.internal"
+    token = environment.fleetfoot(*create, "token", "default", f"--audience={audience}").stdout
+    payload = token.strip().split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    assert claims["aud"] == [audience]
+    for group, status in {"offline": HTTPStatus.OK, "online": HTTPStatus.UNAUTHORIZED}.items():
+        assert ask(environment, group, "/version", token=token.strip())[0] == status
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("sample", "fleetfoot.dev/tier=offline"), (NAMESPACE, "fleetfoot.dev/tier-")],
+    ids=["put-on", "taken-off"],
+)
+def test_the_label_of_offline_namespaces_stays_where_it_is(
+    environment: Stack, change: tuple[str, str]
+) -> None:
+    label = ["kubectl", "--", "label", "--dry-run=server", "namespace", *change]
+    refused = environment.fleetfoot(*label, check=False)
+    assert refused.returncode != 0
+    assert "fleetfoot:offline.namespaces" in refused.stdout
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"type": "NodePort"}, "must be of type ClusterIP"),
+        ({"type": "LoadBalancer"}, "must be of type ClusterIP"),
+        ({"type": "ExternalName", "externalName": "x.internal"}, "must be of type ClusterIP"),
+        # Refused to everybody, before the policy is asked.
+        ({"externalIPs": ["ADDRESS"]}, "external IPs is denied"),
+        ({}, "created"),
+    ],
+    ids=["node-port", "load-balancer", "external-name", "external-ips", "ordinary"],
+)
+def test_submitters_divert_no_traffic(
+    environment: Stack, tmp_path: Path, spec: dict[str, Any], says: str
+) -> None:
+    address = environment.machine("control-1")["address"]
+    spec = {**spec, "ports": [{"port": API_PORTS["online"]}], "selector": {"app": "mine"}}
+    if "externalIPs" in spec:
+        spec["externalIPs"] = [address]
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "mine"}, "spec": spec}
+    (tmp_path / "service.json").write_text(json.dumps(service))
+    offline = ["kubectl", "--identity=offline", "--", f"--namespace={NAMESPACE}"]
+    said = environment.fleetfoot(
+        *offline, "create", "-f", str(tmp_path / "service.json"), check=False
+    )
+    environment.fleetfoot(*offline, "delete", "service", "mine", "--ignore-not-found")
+    assert says in said.stdout
+    assert (said.returncode == 0) == (says == "created")
+
+
+@pytest.mark.parametrize(
+    ("group", "identity", "path", "lane"),
+    [
+        ("offline", "offline", f"/api/v1/namespaces/{NAMESPACE}/pods", "fleetfoot-offline"),
+        ("online", "operator", "/api/v1/namespaces/default/pods", "fleetfoot-online"),
+        ("online", "operator", "/api/v1/pods", "fleetfoot-bulk"),
+        ("online", "break-glass", "/api/v1/pods", "exempt"),
+    ],
+)
+def test_a_request_takes_its_lane(
+    environment: Stack, group: str, identity: str, path: str, lane: str
+) -> None:
+    levels = environment.get("prioritylevelconfigurations")["items"]
+    names = {level["metadata"]["uid"]: level["metadata"]["name"] for level in levels}
+    status, headers = ask(environment, group, path, identity=identity)
+    assert status == HTTPStatus.OK
+    assert names[headers["X-Kubernetes-PF-PriorityLevel-UID"]] == lane
+
+
+def test_heartbeats_take_the_lane_of_nodes(environment: Stack) -> None:
+    def dispatched() -> dict[str, float]:
+        lines = environment.kubectl("get", "--raw", "/metrics").splitlines()
+        found: dict[str, float] = {}
+        for line in lines:
+            if line.startswith("apiserver_flowcontrol_dispatched_requests_total{"):
+                name = line.split('flow_schema="')[1].split('"')[0]
+                found[name] = float(line.rsplit(" ", 1)[1])
+        return found
+
+    before = dispatched().get("fleetfoot-nodes", 0)
+    eventually(lambda: dispatched().get("fleetfoot-nodes", 0) > before)
+    # What nodes ask besides, such as the status of pods, keeps nobody of the system waiting.
+    assert dispatched().get("fleetfoot-kubelets", 0) > 0
+    assert dispatched().get("fleetfoot-system", 0) > 0
+
+
+def test_events_are_in_their_own_etcd(environment: Stack, pod: dict[str, Any]) -> None:
+    del pod  # its start made some
+
+    def keys(directory: str, port: int) -> int:
+        tls = "--cacert=ca.crt --cert=server.crt --key=server.key"
+        ask = f"cd {directory} && etcdctl --endpoints=https://127.0.0.1:{port} {tls}"
+        ask += " get /registry/events --prefix"
+        return int(environment.ssh("control-1", f"{ask} --keys-only --limit=5 | grep -c . || true"))
+
+    assert keys("/etc/etcd-events/pki", 2479) > 0
+    assert keys("/etc/etcd/pki", 2379) == 0

@@ -1,0 +1,283 @@
+"""A control plane of several machines: what operators do with it, and what it survives.
+
+The tests stand in the order in which an operator would come to them; each leaves the control plane
+whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fleetfoot.machines.fleet import Fleet
+from fleetfoot.paths import StackPaths
+from tests.e2e.counter import Counter
+from tests.e2e.stacks import Stack, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.e2e
+
+#: Every process of the control plane: unit, and a machine that has it, or `lease`: who leads.
+PROCESSES = [
+    ("etcd", "control-1"),
+    ("etcd-events", "control-1"),
+    ("kube-apiserver@online", "control-1"),
+    ("kube-apiserver@offline", "control-1"),
+    ("kube-controller-manager", "lease"),
+    ("kube-scheduler", "lease"),
+    ("haproxy@front", "control-2"),
+    ("coredns", "control-1"),
+    ("kubelet-csr-approver", "control-1"),
+    ("docker-registry", "quorum-1"),
+]
+
+
+_SMALL_QUOTA, _FILLER_BYTES = 32 << 20, 900_000
+
+
+@pytest.fixture(scope="module")
+def ha() -> Iterator[Stack]:
+    stack = Stack("e2e-ha", 71, like="ha")
+    stack.control_only()
+    try:
+        stack.fleetfoot("up", timeout=1800)
+        yield stack
+    finally:
+        if stack.file.exists():
+            stack.down()
+
+
+def counting(stack: Stack, group: str = "online", identity: str = "operator") -> Counter:
+    """Return a client that asks the next load balancer when one does not answer."""
+    fronts = [stack.machine(name)["address"] for name in ("control-1", "control-2")]
+    return Counter(StackPaths(stack.name).root / "pki", fronts, group, identity)
+
+
+def members(stack: Stack, directory: str = "/etc/etcd/pki", port: int = 2379) -> dict[str, bool]:
+    """Return the members of an etcd and whether each votes."""
+    tls = "--cacert=ca.crt --cert=server.crt --key=server.key"
+    ask = f"cd {directory} && etcdctl --endpoints=https://127.0.0.1:{port} {tls}"
+    listed = json.loads(stack.ssh("control-1", f"{ask} member list --write-out=json"))["members"]
+    return {member["name"]: not member.get("isLearner", False) for member in listed}
+
+
+def instances(stack: Stack) -> int:
+    """Return how many online apiservers the Service `kubernetes` has."""
+    slices = stack.get("endpointslices", "kubernetes", "--namespace=default")
+    return sum(len(endpoint["addresses"]) for endpoint in slices["endpoints"])
+
+
+def pid(stack: Stack, machine: str, unit: str) -> str:
+    """Return the main process of a unit."""
+    return stack.ssh(machine, f"systemctl show --property=MainPID --value {unit}").strip()
+
+
+def holder(stack: Stack, program: str) -> str:
+    """Return which instance of a program leads: its machine, `_`, and an id of its start."""
+    lease = stack.get("lease", program, "--namespace=kube-system")
+    return str(lease["spec"]["holderIdentity"])
+
+
+def leader(stack: Stack, program: str) -> str:
+    """Return the machine whose instance of a program leads."""
+    return holder(stack, program).split("_")[0]
+
+
+def recovered(stack: Stack) -> None:
+    """Wait until every machine's control services run and both groups are ready."""
+
+    def whole() -> bool:
+        status = stack.status()
+        return all(row["ready"] for row in status["machines"] + status["apiservers"])
+
+    eventually(whole)
+    for machine in ("control-1", "control-2", "quorum-1"):
+        eventually(
+            lambda m=machine: (
+                not stack.ssh(m, "systemctl list-units --failed --plain --no-legend").strip()
+            )
+        )
+
+
+def test_every_part_is_there_as_often_as_asked(ha: Stack) -> None:
+    assert members(ha) == {"control-1": True, "control-2": True, "quorum-1": True}
+    events = members(ha, "/etc/etcd-events/pki", 2479)
+    assert events == {f"{name}-events": True for name in members(ha)}
+    assert instances(ha) == 2
+    for name in ("kube-scheduler", "kube-controller-manager"):
+        assert leader(ha, name) in {"control-1", "control-2"}
+        assert all(pid(ha, machine, name) != "0" for machine in ("control-1", "control-2"))
+    for machine in ("control-1", "control-2"):
+        for group in ("online", "offline"):
+            assert pid(ha, machine, f"kube-apiserver@{group}") != "0"
+
+
+def test_killed_processes_lose_nothing(ha: Stack) -> None:
+    with counting(ha) as online, counting(ha, "offline", "offline") as offline:
+        for unit, place in PROCESSES:
+            led = holder(ha, unit) if place == "lease" else ""
+            machine = led.split("_")[0] or place
+            before = pid(ha, machine, unit)
+            ha.ssh(machine, f"systemctl kill --signal=SIGKILL {unit}")
+            eventually(lambda: pid(ha, machine, unit) not in {"0", before})  # noqa: B023  (at once)
+            if led:
+                eventually(lambda: holder(ha, unit) not in {"", led})  # noqa: B023
+            seen = online.acknowledged, offline.acknowledged
+            eventually(lambda: online.acknowledged > seen[0] and offline.acknowledged > seen[1])  # noqa: B023
+    recovered(ha)
+
+
+def test_online_does_not_feel_that_offline_is_down(ha: Stack) -> None:
+    with counting(ha) as online:
+        for machine in ("control-1", "control-2"):
+            ha.ssh(machine, "systemctl stop kube-apiserver@offline")
+        try:
+            seen = online.acknowledged
+            eventually(lambda: online.acknowledged > seen + 100, pause=0.1)
+        finally:
+            for machine in ("control-1", "control-2"):
+                ha.ssh(machine, "systemctl start kube-apiserver@offline")
+    assert not online.failed, online.failed
+    recovered(ha)
+
+
+def served(stack: Stack, port: int) -> str:
+    """Return the certificate that a server shows, as PEM."""
+    return ssl.get_server_certificate((stack.machine("control-1")["address"], port))
+
+
+def test_certificates_are_renewed_while_it_serves(ha: Stack) -> None:
+    running = [
+        (machine, unit)
+        for machine in ("control-1", "control-2")
+        for unit in ("etcd", "kube-apiserver@online", "kube-apiserver@offline", "kube-scheduler")
+    ]
+    before = [pid(ha, *one) for one in running]
+    old = served(ha, 7443)
+    with counting(ha) as online:
+        said = ha.play("renew.yml")
+    assert "unreachable=0" in said
+    assert not online.failed, online.failed
+    assert [pid(ha, *one) for one in running] == before, "something was restarted"
+    eventually(lambda: served(ha, 7443) != old)
+    # What it was given for others is used, too: a new connection to etcd shows the new certificate.
+    ha.ssh("control-1", "systemctl restart etcd")
+    with counting(ha) as online:
+        eventually(lambda: online.acknowledged > 10, pause=0.1)
+    recovered(ha)
+
+
+@contextlib.contextmanager
+def changed(stack: Stack, pool: str, **keys: Any) -> Iterator[None]:
+    """Bring up a changed pool, and the one from before when the block ends."""
+    config = stack.pool(pool)
+    before = dict(config)
+    config.update(keys)
+    stack.write()
+    try:
+        stack.fleetfoot("up", timeout=1800)
+        yield
+    finally:
+        config.clear()
+        config.update(before)
+        stack.write()
+        stack.fleetfoot("up", timeout=1800)
+
+
+def test_an_apiserver_more_and_less_is_one_change(ha: Stack) -> None:
+    groups = [*ha.pool("quorum")["groups"], "apiserver_online"]
+    started = {m.spec.name: m.started for m in Fleet.of_stack(ha.name).all()}
+    with counting(ha) as online:
+        with changed(ha, "quorum", groups=groups):
+            eventually(lambda: instances(ha) == 3)
+            assert pid(ha, "quorum-1", "kube-apiserver@online") != "0"
+        eventually(lambda: instances(ha) == 2)
+    assert not online.failed, online.failed
+    assert pid(ha, "quorum-1", "kube-apiserver@online") == "0"
+    assert {m.spec.name: m.started for m in Fleet.of_stack(ha.name).all()} == started
+
+
+def test_a_dead_machine_is_replaced_without_its_data(ha: Stack) -> None:
+    fleet = Fleet.of_stack(ha.name)
+    with counting(ha) as online:
+        # The one that is first in every list, and whose address kubeconfigs have.
+        fleet.delete("control-1")
+        shutil.rmtree(StackPaths(ha.name).volumes / "control-1")
+        eventually(lambda: online.acknowledged > 10, pause=0.1)
+        ha.fleetfoot("up", timeout=1800)
+    assert members(ha) == {"control-1": True, "control-2": True, "quorum-1": True}
+    assert instances(ha) == 2
+    recovered(ha)
+
+
+@pytest.fixture
+def small_etcd(ha: Stack) -> Iterator[None]:
+    """Etcd with a database that is soon full."""
+    ha.play("site.yml", "--tags", "etcd", "-e", f"etcd_quota_bytes={_SMALL_QUOTA}")
+    try:
+        yield
+    finally:
+        ha.play("site.yml", "--tags", "etcd")
+        recovered(ha)
+
+
+@pytest.mark.usefixtures("small_etcd")
+def test_a_full_etcd_says_so_and_recovers(ha: Stack, tmp_path: Path) -> None:
+    def write(number: int) -> str:
+        data = {"filler": "x" * _FILLER_BYTES}
+        name = {"name": f"filler-{number}", "labels": {"filler": "yes"}}
+        file = tmp_path / "filler.json"
+        file.write_text(
+            json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": name, "data": data})
+        )
+        return str(ha.fleetfoot("kubectl", "--", "create", "-f", str(file), check=False).stdout)
+
+    said = [write(number) for number in range(2 * _SMALL_QUOTA // _FILLER_BYTES)]
+    assert "database space exceeded" in said[-1]
+    alarms = {row["member"]: row["alarms"] for row in ha.status()["etcd"] if row["alarms"]}
+    assert set(alarms) == set(members(ha))
+    assert all("NOSPACE" in told for found in alarms.values() for told in found)
+    assert ha.get("configmap", "filler-0")  # reads go on
+    ha.kubectl("delete", "configmaps", "--selector=filler=yes")
+    for machine in members(ha):
+        ha.ssh(machine, "systemctl start etcd-recover")
+    assert not any(row["alarms"] for row in ha.status()["etcd"])
+    assert "created" in write(0)
+    ha.kubectl("delete", "configmap", "filler-0")
+
+
+@pytest.fixture
+def fresh() -> Iterator[Stack]:
+    """An environment that knows nothing yet."""
+    stack = Stack("e2e-fresh", 74)
+    stack.control_only()
+    try:
+        stack.fleetfoot("up")
+        yield stack
+    finally:
+        if stack.file.exists():
+            stack.down()
+
+
+def test_a_backup_is_restored_into_a_fresh_environment(
+    ha: Stack, fresh: Stack, tmp_path: Path
+) -> None:
+    ha.kubectl("create", "configmap", "known", "--from-literal=who=ha")
+    ha.kubectl("create", "secret", "generic", "hidden", "--from-literal=what=treasure")
+    backup = tmp_path / "etcd.tar"
+    ha.play("etcd_backup.yml", "-e", f"etcd_backup_file={backup}")
+    assert backup.stat().st_mode & 0o777 == 0o600
+    ha.kubectl("delete", "configmap", "known")
+    consent = ("-e", "etcd_restore_replace=true")
+    fresh.play("etcd_restore.yml", "-e", f"etcd_restore_file={backup}", *consent)
+    assert fresh.get("configmap", "known")["data"] == {"who": "ha"}
+    assert fresh.get("secret", "hidden")["data"] == {"what": "dHJlYXN1cmU="}
+    assert all(row["ready"] for row in fresh.status()["apiservers"])

@@ -1,0 +1,173 @@
+"""A control plane and a node that are upgraded while clients write: hosts of one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from fleetfoot import artifacts
+from fleetfoot.machines.fleet import Fleet
+from fleetfoot.machines.network import NetworkSpec
+from fleetfoot.machines.spec import BootImage, MachineSpec
+from fleetfoot.stack.bootimage import boot_image
+from fleetfoot.stack.inventory import zone
+from fleetfoot.stack.teardown import teardown
+from tests.e2e.counter import Counter
+from tests.e2e.stacks import PROJECT, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.e2e, pytest.mark.long]
+
+STACK = "e2e-upgrade"
+#: Folders of tools/ with what an upgrade begins from.
+FROM = ["kubernetes-1.36", "kubernetes-1.35"]
+CONTROL = ("control-0", "control-1", "control-2")
+# The sample's front ends stand on machines of their own; here they share.
+FRONTS = {"front-0": "control-0", "front-1": "control-1"}
+NODE = "worker-0"
+RANGES = {"fleetfoot_pod_cidr": "10.69.0.0/16", "fleetfoot_service_cidr": "10.70.0.0/16"}
+
+
+class Hosts:
+    """Machines that no pool has, and an inventory that a person could have written.
+
+    Attributes:
+        fleet: The machines.
+        addresses: Theirs.
+        inventory: The file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        ranges = tuple(RANGES.values())
+        network = NetworkSpec(STACK, "10.68.0.0/24", "10.68.255.0/30", zone(STACK), ranges)
+        self.fleet = Fleet(network)
+        self.fleet.create_network()
+        self.addresses = {name: self._control(name) for name in CONTROL}
+        own = MachineSpec(NODE, "own", "qemu", BootImage(**boot_image("generic")), 2, 2048, 10240)
+        self.addresses[NODE] = self.fleet.create(own, {}).address
+        self.inventory = folder / "hosts.yml"
+        self.state = self.fleet.paths.root
+
+    def _control(self, name: str) -> str:
+        names = ("api-online", "api-offline", "registry") if name in FRONTS.values() else ()
+        image = BootImage(**boot_image("control"))
+        spec = MachineSpec(name, "own", "nspawn", image, 2, 2560, 0, names)
+        return self.fleet.create(spec, {}).address
+
+    def write(self, programs: Path) -> None:
+        """Write the inventory: the sample `ha` with these machines and programs."""
+        sample: dict[str, Any] = yaml.safe_load(
+            (PROJECT / "inventory/samples/ha/hosts.yml").read_text()
+        )
+        every = sample["all"]
+        groups = every["children"]
+        groups["load_balancer"]["hosts"] = dict.fromkeys(FRONTS.values())
+        groups["registry"]["hosts"] = {"control-0": None}
+        groups["workers"]["hosts"] = {NODE: None}
+        # In place, for aliases of a machine share its facts.
+        facts = every["hosts"]
+        every["hosts"] = {name: facts[name] for name in self.addresses}
+        for name, address in self.addresses.items():
+            facts[name]["ansible_host"] = address
+        paths = self.fleet.paths
+        versions = json.loads((programs / "versions.json").read_text())
+        every["vars"] |= {
+            **RANGES,
+            "fleetfoot_zone": zone(STACK),
+            "fleetfoot_resolver": self.fleet.network.spec.gateway,
+            "fleetfoot_state_dir": str(paths.root),
+            "fleetfoot_artifacts_dir": str(programs),
+            "fleetfoot_front": self.addresses["control-0"],
+            "ansible_ssh_private_key_file": str(paths.ssh_key),
+            "node_software_versions": {
+                "kubernetes": versions["kubelet"].removeprefix("v"),
+                "containerd": versions["containerd"].removeprefix("v"),
+                "etcd": versions["etcd"].removeprefix("v"),
+                "coredns": versions["coredns"].removeprefix("v"),
+                "cni-plugins": versions["bridge"].removeprefix("v"),
+            },
+            # The stock kernel has USB drivers loaded; the role would ask for a restart.
+            "usb_disable_unload": True,
+        }
+        every["vars"]["ansible_ssh_common_args"] += f" -o UserKnownHostsFile={paths.known_hosts}"
+        self.inventory.write_text(yaml.safe_dump(sample))
+
+    def play(self, playbook: str, *options: str, check: bool = True) -> str:
+        """Run a playbook; return what it said."""
+        done = subprocess.run(
+            [
+                Path(sys.executable).parent / "ansible-playbook",
+                *("-i", self.inventory, f"playbooks/{playbook}", *options),
+            ],
+            cwd=PROJECT,
+            env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=2400,
+            check=False,
+        )
+        assert not check or done.returncode == 0, done.stdout[-12000:]
+        return done.stdout
+
+    def kubectl(self, *argv: str) -> str:
+        """Run kubectl as an operator."""
+        program = artifacts.directory() / "kubectl"
+        argv = (str(program), f"--kubeconfig={self.state / 'kubeconfig'}", *argv)
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    def versions(self) -> set[str]:
+        """Return what apiservers behind the load balancers and kubelets say that they are."""
+        nodes = json.loads(self.kubectl("get", "nodes", "-o", "json"))["items"]
+        server = json.loads(self.kubectl("get", "--raw", "/version"))["gitVersion"]
+        return {server, *(node["status"]["nodeInfo"]["kubeletVersion"] for node in nodes)}
+
+    def counting(self, group: str = "online", identity: str = "operator") -> Counter:
+        """Return a client that asks either load balancer."""
+        fronts = [self.addresses[name] for name in FRONTS.values()]
+        return Counter(self.state / "pki", fronts, group, identity)
+
+
+@pytest.fixture(params=FROM)
+def hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hosts]:
+    """A cluster of an earlier version."""
+    programs = artifacts.earlier_directory(request.param, print)
+    teardown(STACK, keep_state=False)  # what a killed run left
+    try:
+        made = Hosts(tmp_path)
+        made.write(programs)
+        made.play("site.yml")
+        made.play("onboard.yml")
+        eventually(lambda: '"True"' in made.kubectl("get", "nodes", "-o", "json"))
+        yield made
+    finally:
+        teardown(STACK, keep_state=False)
+
+
+def test_an_upgrade_is_not_felt(hosts: Hosts) -> None:
+    old = hosts.versions()
+    current = artifacts.directory()
+    wanted = json.loads((current / "versions.json").read_text())["kube-apiserver"]
+    assert old != {wanted}
+    assert len(old) == 1
+    hosts.write(current)
+    with hosts.counting() as online:
+        hosts.play("upgrade.yml")
+    print(f"{online.acknowledged} writes, {len(online.failed)} sent again: {online.failed[:5]}")
+    assert hosts.versions() == {wanted}
+    node = json.loads(hosts.kubectl("get", "node", NODE, "-o", "json"))
+    assert not node["spec"].get("unschedulable")
+    assert list((hosts.state / "backups").glob(f"before-{wanted}-*.tar"))
+    hosts.write(artifacts.earlier_directory("kubernetes-1.36", print))
+    refused = hosts.play("upgrade.yml", check=False)
+    assert "is older: it may" in " ".join(refused.split()), refused
+    assert hosts.versions() == {wanted}

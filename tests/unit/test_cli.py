@@ -1,0 +1,42 @@
+"""Commands that print what others read."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fleetfoot.cli import app
+from fleetfoot.errors import FleetfootError
+from fleetfoot.stack import sides
+
+
+def printed(*argv: str) -> str:
+    done = CliRunner().invoke(app, ["sides", *argv], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "url"),
+    [
+        (["--offline-url", "https://api-offline.x.internal:7000"], "https://api-offline.x.internal:7000"),
+        (["--stack", "mine"], "https://api-offline.mine.fleetfoot.internal:6444"),
+    ],
+)  # fmt: skip
+def test_sides_are_printed_in_the_order_in_which_they_are_needed(argv: list[str], url: str) -> None:
+    text = printed(*argv)
+    wanted = [*sides.lanes(), *sides.admission(url), *sides.workplace()]
+    assert list(yaml.safe_load_all(text)) == wanted
+
+
+def test_kubectl_can_read_each_object_by_itself() -> None:
+    text = printed()
+    assert text.count("\napiVersion:") == text.count("\n---\n")
+    assert "&id" not in text
+
+
+@pytest.mark.parametrize("url", ["api-offline.x:6444", "https://api-offline.x", "http://a.x:1"])
+def test_an_address_that_pods_could_not_use_is_refused(url: str) -> None:
+    with pytest.raises(FleetfootError, match="is no address of apiservers"):
+        printed("--offline-url", url)

@@ -1,0 +1,39 @@
+"""What `fleetfoot status` makes of what is recorded about a stack."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleetfoot import status
+from fleetfoot.paths import StackPaths
+
+
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StackPaths:
+    """The folders of a stack in a checkout of its own."""
+    mine = StackPaths("mine", tmp_path)
+    monkeypatch.setattr(status, "StackPaths", lambda _stack: mine)
+    return mine
+
+
+def record(paths: StackPaths, children: dict[str, Any]) -> None:
+    inventory = paths.inventory("site")
+    inventory.parent.mkdir(parents=True)
+    hosts = {"control-1": {"ansible_host": "10.1.0.2"}}
+    inventory.write_text(json.dumps({"all": {"hosts": hosts, "children": children}}))
+
+
+@pytest.mark.usefixtures("paths")
+def test_a_stack_that_was_never_made_has_no_members() -> None:
+    assert status._etcd("mine", set()) == []
+
+
+def test_a_stack_from_before_events_had_an_etcd_is_told(paths: StackPaths) -> None:
+    record(paths, {"etcd": {"hosts": {"control-1": {}}}})
+    assert status._etcd("mine", set()) == [
+        {"member": "control-1", "ready": False, "leads": False, "size_mib": 0, "alarms": []}
+    ]
