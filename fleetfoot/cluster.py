@@ -130,7 +130,7 @@ class Cluster:
         self.kubectl("wait", "--for=create", f"node/{node}", limit, timeout=timeout + 30)
         self.kubectl("wait", "--for=condition=Ready", f"node/{node}", limit, timeout=timeout + 30)
 
-    def drain(self, node: str, timeout: int = 120) -> None:
+    def drain(self, node: str, timeout: int = 300) -> None:
         """Cordon a node and evict its pods, as far as disruption budgets allow.
 
         Raises:
