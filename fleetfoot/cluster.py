@@ -84,10 +84,9 @@ class Cluster:
 
     def _fronts(self) -> list[str]:
         """Addresses of the load balancers, the kubeconfig's first, as the stack was last made."""
-        recorded = StackPaths(self.stack).inventory("site")
-        if not recorded.exists():
+        every = StackPaths(self.stack).control_plane()
+        if every is None:
             return []
-        every = json.loads(recorded.read_text())["all"]
         named = every["vars"].get("fleetfoot_front")
         members = every["children"].get("load_balancer", {}).get("hosts", {})
         addresses = [every["hosts"][name]["ansible_host"] for name in members]

@@ -7,11 +7,12 @@ artifacts, keyed by content, in the user's cache folder.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -122,6 +123,14 @@ class StackPaths:
     def inventory(self, run: str) -> Path:
         """The inventory with which a playbook's run was last made."""
         return self.root / "inventory" / f"{run}.json"
+
+    def control_plane(self) -> dict[str, Any] | None:
+        """The inventory's `all` with which site.yml was last run; None before the first run."""
+        try:
+            recorded: dict[str, Any] = json.loads(self.inventory("site").read_text())
+        except FileNotFoundError:
+            return None
+        return dict(recorded["all"])
 
     def kubeconfig_of(self, group: str) -> Path:
         """The kubeconfig of a group of apiservers (online: the operator's), or `break-glass`."""

@@ -88,10 +88,9 @@ def _apiservers(cluster: Cluster) -> list[dict[str, Any]]:
 
 def _etcd(stack: str, running: set[str]) -> list[dict[str, Any]]:
     """Ask each member for itself: who leads, how large its database is, what it is alarmed by."""
-    recorded = StackPaths(stack).inventory("site")
-    if not recorded.exists():
+    every = StackPaths(stack).control_plane()
+    if every is None:
         return []
-    every = json.loads(recorded.read_text())["all"]
     members = [
         (name, every["hosts"][name]["ansible_host"], unit)
         for group, unit in {"etcd": "etcd", "etcd_events": "etcd-events"}.items()

@@ -8,7 +8,6 @@ image on all machines that were not reached.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import threading
@@ -176,8 +175,8 @@ def _into_service(inputs: MachineInputs, address: str) -> None:
     if inputs.node is not None:
         Cluster(inputs.stack).wait_ready(inputs.name)
         return
-    recorded = StackPaths(inputs.stack).inventory("site")
-    hosts = json.loads(recorded.read_text())["all"]["hosts"] if recorded.exists() else {}
+    every = StackPaths(inputs.stack).control_plane()
+    hosts = every["hosts"] if every else {}
     own = [name for name, facts in hosts.items() if facts["ansible_host"] == address]
     if 0 < len(own) < len(hosts):
         onboarding.run(
@@ -185,7 +184,7 @@ def _into_service(inputs: MachineInputs, address: str) -> None:
                 "stack": inputs.stack,
                 "name": f"site-{inputs.name}",
                 "playbook": "site.yml",
-                "inventory": json.loads(recorded.read_text()),
+                "inventory": {"all": every},
                 "limit": [*own, "localhost"],
             }
         )
