@@ -244,18 +244,22 @@ class KubernetesProvider(Provider):
         known: state stays as it is. The first object that waits for it waits for all.
         """
         try:
-            with self._first:
-                if self._silent is not None:
-                    raise self._silent
-                try:
-                    _ = self._cluster
-                except Unreachable as error:
-                    self._silent = error
-                    raise
+            self._reach()
             return self._read(call)
         except Unreachable as error:
             self._warn(call.urn, f"{error}; it is taken to be as it was")
             return ReadResult(call.id, call.old_outputs, call.inputs)
+
+    def _reach(self) -> None:
+        """Connects; where that failed once while objects were read, says so at once."""
+        with self._first:
+            if self._silent is None:
+                try:
+                    _ = self._cluster
+                except Unreachable as error:
+                    self._silent = error
+            if self._silent is not None:
+                raise self._silent
 
     def _read(self, call: Call) -> ReadResult:
         known, last = objects.from_outputs(call.old_outputs)
