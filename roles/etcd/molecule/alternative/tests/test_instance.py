@@ -1,11 +1,6 @@
 """A second cluster beside the first: data, ports and unit of its own."""
 
-DIRECTORY = "/etc/etcd-events"
-TLS = " ".join(
-    f"--{option}={DIRECTORY}/pki/{file}"
-    for option, file in (("cacert", "ca.crt"), ("cert", "server.crt"), ("key", "server.key"))
-)
-ETCDCTL = f"etcdctl --endpoints=https://127.0.0.1:2479 {TLS}"
+ETCDCTL = "set -a; . /etc/etcd-events/ctl.env; etcdctl"
 
 
 def test_runs(host):

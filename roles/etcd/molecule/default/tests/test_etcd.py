@@ -5,8 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TLS = "--cacert=/etc/etcd/pki/ca.crt --cert=/etc/etcd/pki/server.crt --key=/etc/etcd/pki/server.key"
-ETCDCTL = f"etcdctl --endpoints=https://127.0.0.1:2379 {TLS}"
+ETCDCTL = "set -a; . /etc/etcd/ctl.env; etcdctl"
 
 
 def test_runs(host):
@@ -60,3 +59,25 @@ def test_new_program_replaces_the_running_one(host):
 def test_gives_free_space_back(host):
     host.check_output("systemctl start etcd-defrag.service")
     assert host.service("etcd-defrag.timer").is_running
+
+
+def test_restarts_members_that_run(host):
+    def process():
+        return host.check_output("systemctl show -P MainPID etcd")
+
+    before = process()
+    host.check_output("etcd-restart")
+    assert process() != before
+
+
+def test_restarts_none_while_another_is_away(host):
+    host.check_output("cp /etc/etcd/ctl.env /run/ctl.env")
+    before = host.check_output("systemctl show -P MainPID etcd")
+    try:
+        host.check_output("echo OTHER_ENDPOINTS=https://127.0.0.1:1 >> /etc/etcd/ctl.env")
+        refused = host.run("ETCD_RESTART_PATIENCE=1 etcd-restart etcd")
+        assert refused.failed
+        assert "another member does not serve" in refused.stderr
+        assert host.check_output("systemctl show -P MainPID etcd") == before
+    finally:
+        host.check_output("mv /run/ctl.env /etc/etcd/ctl.env")

@@ -2,8 +2,7 @@
 
 import json
 
-TLS = "--cacert=/etc/etcd/pki/ca.crt --cert=/etc/etcd/pki/server.crt --key=/etc/etcd/pki/server.key"
-ETCDCTL = f"etcdctl --endpoints=https://127.0.0.1:2379 {TLS}"
+ETCDCTL = "set -a; . /etc/etcd/ctl.env; etcdctl"
 
 
 def test_knows_what_the_backup_knew(host):
