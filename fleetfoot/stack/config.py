@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GROUPS",
     "ApiserversConfig",
+    "EtcdConfig",
     "GroupsConfig",
     "NetworkConfig",
     "PoolConfig",
@@ -266,6 +267,18 @@ class GroupsConfig(_Strict):
     offline: OfflineConfig = OfflineConfig()
 
 
+class EtcdConfig(_Strict):
+    """Databases of the control plane.
+
+    Attributes:
+        quota: MiB at which the database refuses writes; at most what etcd's authors advise.
+        events_quota: The same for that of Events.
+    """
+
+    quota: Annotated[Size, Field(ge=64, le=8 * 1024)] = 2 * 1024
+    events_quota: Annotated[Size, Field(ge=64, le=8 * 1024)] = 2 * 1024
+
+
 class WorkConfig(_Strict):
     """Where the offline side works.
 
@@ -282,6 +295,7 @@ class StackConfig(_Strict):
     network: NetworkConfig = NetworkConfig()
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)]
     apiservers: GroupsConfig = GroupsConfig()
+    etcd: EtcdConfig = EtcdConfig()
     offline: WorkConfig = WorkConfig()
     sample: SampleConfig = SampleConfig()
 

@@ -92,6 +92,8 @@ def render(
     for name, limits in config.apiservers:
         group = members[f"apiserver_{name}"]
         group["vars"] = _limits(limits, len(group["hosts"]))
+    members["etcd"]["vars"] = {"etcd_quota_bytes": config.etcd.quota << 20}
+    members["etcd_events"]["vars"] = {"etcd_quota_bytes": config.etcd.events_quota << 20}
     for parent, children in _PARENTS.items():
         members[parent] = {"children": {child: members.pop(child) for child in children}}
     return {

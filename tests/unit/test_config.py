@@ -84,6 +84,8 @@ def test_the_default_stack_is_good() -> None:
         ("apiservers", {"online": {"watch_cache": {"pods": -1}}}, "watch_cache.pods", "equal to 0"),
         ("apiservers", {"offline": {"cpus": 3}}, "apiservers.offline.cpus", "pool control has .2"),
         ("apiservers", {"online": {"memory": "4GiB"}}, "apiservers.online.memory", "3072 MiB"),
+        ("etcd", {"quota": "16MiB"}, "fleetfoot:etcd.quota", "equal to 64"),
+        ("etcd", {"events_quota": "9GiB"}, "fleetfoot:etcd.events_quota", "equal to 8192"),
         ("apiservers", {"batch": {}}, "fleetfoot:apiservers.batch", "no such key"),
         ("offline", {"namespaces": []}, "fleetfoot:offline.namespaces", "at least 1"),
         ("offline", {"namespaces": ["A b"]}, "fleetfoot:offline.namespaces", "no DNS label"),

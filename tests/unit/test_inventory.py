@@ -306,3 +306,10 @@ def test_playbooks_take_the_samples(sample: str, playbook: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_etcd_has_its_own_quota() -> None:
+    config = load({**CONFIG, "etcd": {"events_quota": "512MiB"}}, host_memory_mib=64 * 1024)
+    found = render("mine", config, ADDRESSES, "10.1.0.1")["all"]["children"]
+    quotas = [found[group]["vars"]["etcd_quota_bytes"] for group in ("etcd", "etcd_events")]
+    assert quotas == [2 << 30, 512 << 20]
