@@ -19,14 +19,14 @@ rates are those of the worst round.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fleetfoot.bench import cluster, plot
-from fleetfoot.bench.load import Generator, Side
+from fleetfoot.bench.load import Generator, Side, node
 from fleetfoot.bench.processes import Usage
 from fleetfoot.bench.report import Goal, Report, now, summary
 from fleetfoot.cluster import Cluster
@@ -56,7 +56,9 @@ _WORST = (
     "saturated_online_error_rate",
     "saturated_offline_error_rate",
     "foreign_cpu_seconds",
+    "stolen_cpu_seconds",
 )
+_PODS_AT_MOST = 110  # of a node, as kubelets have it
 _PODS_OF_A_NODE = 4  # that stand there all the time
 _BURST, _PERIOD = 5, 4  # pods an engine makes at once, and how often
 _RATE, _OBJECTS = 50, 100
@@ -99,7 +101,7 @@ def run(
         with scene.generator.nodes(scene.nodes, nice=_NICE["nodes"]):
             progress(f"making {nodes} nodes and {nodes * _PODS_OF_A_NODE} pods")
             scene.fill(nodes)
-            storm = scene.search(progress)
+            storm = scene.search(rounds, progress)
             for number in range(1, rounds + 1):
                 for arm in ARMS:
                     metrics = scene.measure(arm, storm)
@@ -225,8 +227,9 @@ class _Scene:
             *sides.workplace(),
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": _ONLINE_NAMESPACE}},
         ):
-            self._apply([manifest])
-        self.generator.fill(self.nodes, [("/api/v1/nodes", _node(n)) for n in range(nodes)])
+            self.bench.apply([manifest])
+        made = [("/api/v1/nodes", node(n, _PODS_AT_MOST)) for n in range(nodes)]
+        self.generator.fill(self.nodes, made)
         place = f"/api/v1/namespaces/{sides.OFFLINE_NAMESPACE}/pods"
         count = nodes * _PODS_OF_A_NODE
         pods = [(place, _pod(n, n % nodes)) for n in range(count)]
@@ -236,18 +239,17 @@ class _Scene:
         self.generator.fill(self.online, [*pods, *objects])
         self._wait("the pods run", lambda: self._pods("status.phase=Running") >= count)
 
-    def search(self, progress: Callable[[str], None]) -> int:
-        """Return the storm's size in engines."""
+    def search(self, rounds: int, progress: Callable[[str], None]) -> int:
+        """Return the storm's size in engines; what decides on it is measured in rounds, too."""
         self._enter("shared")
-        idle = self._online()
-        progress(f"idle: online p99 {idle.p99:.1f} ms")
 
-        def p99(engines: int) -> float:
-            online = self._storm(engines)[0]
-            progress(f"storm of {engines}: online p99 {online.p99:.1f} ms")
-            return online.p99
+        def p99(told: str, measure: Callable[[], Side]) -> float:
+            found = [measure().p99 for _ in range(rounds)]
+            progress(f"{told}: online p99 {', '.join(f'{ms:.0f}' for ms in found)} ms")
+            return median(found)
 
-        return smallest_storm(p99, idle.p99)
+        idle = p99("idle", self._online)
+        return smallest_storm(lambda n: p99(f"storm of {n}", lambda: self._storm(n)[0]), idle)
 
     def measure(self, arm: str, engines: int) -> dict[str, float]:
         """Return the metrics of one arm, idle and under a storm."""
@@ -279,7 +281,7 @@ class _Scene:
             names = [f"{each['kind']}/{each['metadata']['name']}" for each in sides.lanes()]
             self.bench.cluster.kubectl("delete", "--ignore-not-found", *reversed(names))
         else:
-            self._apply(sides.lanes())
+            self.bench.apply(sides.lanes())
         if split:
             self._wait("the offline apiserver is ready", Cluster(cluster.STACK, "offline").answers)
         self._arm = arm
@@ -356,13 +358,6 @@ class _Scene:
         )
         return len(found.split())
 
-    def _apply(self, manifests: list[dict[str, Any]]) -> None:
-        listed = {"apiVersion": "v1", "kind": "List", "items": manifests}
-        run_program(
-            self.bench.cluster.command("apply", "--server-side", "-f", "-"),
-            stdin=json.dumps(listed),
-        )
-
     def _ssh(self, *command: str) -> None:
         run_program([*ssh.command(cluster.STACK), f"root@{self.bench.control}", *command])
 
@@ -384,16 +379,6 @@ def _side(name: str, side: Side) -> dict[str, float]:
         f"{name}_error_rate": side.error_rate,
         f"{name}_throughput": side.throughput,
         **{f"{name}_{op}_p99_ms": value for op, value in side.p99_of.items()},
-    }
-
-
-def _node(number: int) -> dict[str, Any]:
-    size = {"cpu": "32", "memory": "128Gi", "pods": "110"}
-    return {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {"name": f"node-{number}", "labels": {"type": "simulated"}},
-        "status": {"allocatable": size, "capacity": size},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from fleetfoot.stack.join import node_credentials, node_inputs
 from fleetfoot.stack.teardown import teardown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from fleetfoot.machines.fleet import Machine
 
@@ -81,6 +82,14 @@ class BenchCluster:
         node = node_inputs(STACK, [self.control], NETWORK["pods"])
         spec = MachineSpec(name, image, "qemu", self.images[image], cpus, memory, disk)
         return self.fleet.create(spec, node_credentials(STACK, name, node))
+
+    def apply(self, manifests: Sequence[Mapping[str, Any]]) -> None:
+        """Make Kubernetes objects, or make them what they should be, in one call."""
+        listed = {"apiVersion": "v1", "kind": "List", "items": manifests}
+        run(
+            self.cluster.command("apply", "--server-side", "-f", "-"),
+            stdin=json.dumps(listed),
+        )
 
     def drop(self, name: str) -> None:
         """Remove a worker and its node."""

@@ -28,7 +28,7 @@ import urllib3
 import yaml
 
 from fleetfoot.bench import cluster, plot
-from fleetfoot.bench.load import Generator
+from fleetfoot.bench.load import Generator, node
 from fleetfoot.bench.report import Goal, Report, now, summary
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ssh
@@ -48,7 +48,8 @@ __all__ = ["ARMS", "ROUNDS", "arms_of", "goals", "run"]
 
 ROUNDS = 3
 ARMS = ("idle", "scheduler", "apiserver")
-_NODES, _OBJECTS, _RATE, _ATTEMPTS = 20, 100, 50, 20
+_NODES, _PODS_AT_MOST = 20, 1000  # of a node
+_OBJECTS, _RATE, _ATTEMPTS = 100, 50, 20
 _ENGINES, _BURST, _PERIOD = 2, 5, 2
 _SECONDS, _BEFORE, _WATCHED = 25, 5, 15
 _EVERY = 0.1
@@ -164,12 +165,10 @@ class _Scene:
 
     def fill(self) -> None:
         """Make nodes, and what the online client reads."""
-        self.generator.fill(self.nodes, [("/api/v1/nodes", _node(n)) for n in range(_NODES)])
+        nodes = [("/api/v1/nodes", node(n, _PODS_AT_MOST)) for n in range(_NODES)]
+        self.generator.fill(self.nodes, nodes)
         for manifest in (*sides.workplace(), _namespace(), *sides.lanes()):
-            run_program(
-                self.bench.cluster.command("apply", "--server-side", "-f", "-"),
-                stdin=yaml.safe_dump(manifest),
-            )
+            self.bench.apply([manifest])
         place = f"/api/v1/namespaces/{_NAMESPACE}/configmaps"
         objects: list[tuple[str, dict[str, Any]]] = [
             (place, {"metadata": {"name": f"online-{n}"}, "data": {}}) for n in range(_OBJECTS)
@@ -307,13 +306,3 @@ def _number(name: str) -> int:
 
 def _namespace() -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": _NAMESPACE}}
-
-
-def _node(number: int) -> dict[str, Any]:
-    size = {"cpu": "32", "memory": "128Gi", "pods": "1000"}
-    return {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {"name": f"node-{number}"},
-        "status": {"allocatable": size, "capacity": size},
-    }

@@ -20,7 +20,7 @@ from fleetfoot.paths import StackPaths, private_dir, write_private
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-__all__ = ["Client", "Generator", "Running", "Side"]
+__all__ = ["Client", "Generator", "Running", "Side", "node"]
 
 _SCRIPTS = Path(__file__).parent / "k6"
 _STAGES = Path(__file__).parent / "nodes.yaml"
@@ -128,6 +128,22 @@ class Running:
             )
         metrics: dict[str, Any] = json.loads(self.summary.read_text())
         return metrics
+
+
+def node(number: int, pods: int) -> dict[str, Any]:
+    """Return a node to be played.
+
+    Args:
+        number: Of the node, in its name.
+        pods: How many pods it takes.
+    """
+    size = {"cpu": "32", "memory": "128Gi", "pods": str(pods)}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": f"node-{number}"},
+        "status": {"allocatable": size, "capacity": size},
+    }
 
 
 class Generator:

@@ -30,7 +30,8 @@ class Usage:
     """
 
     def __init__(self, stack: str, machine: str, cpu: int) -> None:
-        self._cpu, self._busy = cpu, _busy(cpu)
+        self._cpu = cpu
+        self._busy, self._stolen = _busy(cpu)
         self._cgroup = Cgroup(stack, machine)
         self._before = {pid: _cpu(pid) for pid in self._pids()}
         for pid in self._before:
@@ -40,9 +41,10 @@ class Usage:
     def since(self) -> dict[str, float]:
         """Return CPU seconds by program, and the most memory that apiservers held.
 
-        `foreign_cpu_seconds` is what others took of the machine's CPU; it should be next to none.
+        What others took of the machine's CPU should be next to none: other processes of the host
+        (`foreign_cpu_seconds`), and its hypervisor (`stolen_cpu_seconds`).
         """
-        busy = _busy(self._cpu) - self._busy
+        busy, stolen = _busy(self._cpu)
         cpu: dict[str, float] = defaultdict(float)
         memory = {"online": 0.0, "offline": 0.0}
         for pid, before in self._before.items():
@@ -60,7 +62,8 @@ class Usage:
             **{f"apiserver_{group}_rss_mib": held for group, held in memory.items()},
             **{f"{name}_cpu_seconds": cpu[name] for name in _OTHERS},
             "machine_cpu_seconds": machine,
-            "foreign_cpu_seconds": max(0.0, busy - machine),
+            "foreign_cpu_seconds": max(0.0, busy - self._busy - machine),
+            "stolen_cpu_seconds": stolen - self._stolen,
         }
 
     def _pids(self) -> Iterator[int]:
@@ -93,11 +96,12 @@ def _cpu(pid: int) -> float:
     return (int(fields[_USER]) + int(fields[_SYSTEM])) / _TICK
 
 
-def _busy(cpu: int) -> float:
+def _busy(cpu: int) -> tuple[float, float]:
+    """Return how long a CPU of the host worked so far, and was kept from it by a hypervisor."""
     lines = Path("/proc/stat").read_text().splitlines()
     fields = next(line.split() for line in lines if line.startswith(f"cpu{cpu} "))
-    user, nice, system, _idle, _waiting, *interrupts = (int(field) for field in fields[1:8])
-    return (user + nice + system + sum(interrupts)) / _TICK
+    user, nice, system, _idle, _waiting, irq, softirq, steal = (int(field) for field in fields[1:9])
+    return (user + nice + system + irq + softirq) / _TICK, steal / _TICK
 
 
 def _peak(pid: int) -> float:
