@@ -22,14 +22,10 @@ _JOURNAL = (
 @pytest.fixture(scope="session")
 def environment() -> Iterator[Stack]:
     """The running stack, brought up by runs of which the first ones were killed."""
-    stack = Stack("e2e", 84)
-    try:
+    with Stack("e2e", 84) as stack:
         stack.kill_runs(KILLS)
         stack.fleetfoot("up")
         yield stack
-    finally:
-        if stack.file.exists():
-            stack.down()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -12,10 +12,13 @@ import urllib.request
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from fleetfoot.paths import StackPaths
 from fleetfoot.stack.inventory import API_PORTS
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.e2e.stacks import Stack
 
 _RETRY_SECONDS = 60.0
 _PAUSE = 0.02
@@ -103,3 +106,9 @@ class Counter(threading.Thread):
         request = urllib.request.Request(url, data, {"Content-Type": kind}, method=method)
         with urllib.request.urlopen(request, context=self._context, timeout=10) as reply:
             return json.load(reply)
+
+
+def counting(stack: Stack, group: str = "online", identity: str = "operator") -> Counter:
+    """Return a client of a stack with two load balancers; it asks the next when one is silent."""
+    fronts = [stack.machine(name)["address"] for name in ("control-1", "control-2")]
+    return Counter(StackPaths(stack.name).root / "pki", fronts, group, identity)

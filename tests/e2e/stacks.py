@@ -6,19 +6,25 @@ import json
 import os
 import random
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from fleetfoot.cluster import is_ready
+from fleetfoot.paths import StackPaths
+from fleetfoot.stack.inventory import API_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from email.message import Message
 
 PROJECT = Path(__file__).parents[2]
 STATE = PROJECT / ".fleetfoot"
@@ -29,6 +35,8 @@ KILLED_WITHIN = (2.0, 45.0)
 
 class Stack:
     """A stack of the test's own, with the shape of one that is there and other addresses.
+
+    It is taken down at the end of a `with` block, unless that was done within.
 
     Args:
         name: Its name; the configuration stands in Pulumi.<name>.yaml while the test runs.
@@ -48,6 +56,13 @@ class Stack:
         }
         self.config: dict[str, Any] = config
         self.write()
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file.exists():
+            self.down()
 
     def control_only(self) -> None:
         """Leave the workers out."""
@@ -154,6 +169,53 @@ class Stack:
         if done.returncode == 0:
             self.file.unlink(missing_ok=True)
         return done
+
+
+def run(*argv: str | Path, check: bool = True, timeout: float = 1200) -> str:
+    """Run a program of the virtual environment, or another by its path; return what it printed.
+
+    Raises:
+        AssertionError: It failed, unless `check` is False; the message has the end of its output.
+    """
+    done = subprocess.run(
+        [BIN / argv[0], *argv[1:]],
+        cwd=PROJECT,
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout[-12000:]
+    return done.stdout
+
+
+def ask(
+    stack: Stack, group: str, path: str, *, identity: str = "", token: str = ""
+) -> tuple[int, Message]:
+    """Return status and headers of a request to a group's front end.
+
+    Args:
+        stack: The environment.
+        group: Whose front end.
+        path: Path to read.
+        identity: Whose certificate to show, a folder below the stack's `pki`.
+        token: Bearer token.
+    """
+    pki = StackPaths(stack.name).root / "pki"
+    context = ssl.create_default_context(cafile=str(pki / "kubernetes" / "ca.crt"))
+    if identity:
+        context.load_cert_chain(pki / identity / "client.crt", pki / identity / "client.key")
+    address = stack.machine("control-1")["address"]
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(f"https://{address}:{API_PORTS[group]}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, context=context, timeout=60) as reply:
+            return reply.status, reply.headers
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, refused.headers
 
 
 class NodeWatch(threading.Thread):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import ssl
-import urllib.error
-import urllib.request
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +11,10 @@ import pytest
 
 from fleetfoot.paths import StackPaths
 from fleetfoot.stack.inventory import API_PORTS
-from tests.e2e.stacks import Stack, eventually
+from tests.e2e.stacks import Stack, ask, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from email.message import Message
     from pathlib import Path
 
 pytestmark = pytest.mark.e2e
@@ -40,33 +36,6 @@ def ask(address):
 given = os.environ["KUBERNETES_SERVICE_HOST"] + ":" + os.environ["KUBERNETES_SERVICE_PORT"]
 print(json.dumps({"address": given, "given": ask(given), "online": ask(ONLINE)}))
 """
-
-
-def ask(
-    stack: Stack, group: str, path: str, *, identity: str = "", token: str = ""
-) -> tuple[int, Message]:
-    """Return status and headers of a request to a group's front end.
-
-    Args:
-        stack: The environment.
-        group: Whose front end.
-        path: Path to read.
-        identity: Whose certificate to show, a folder below the stack's `pki`.
-        token: Bearer token.
-    """
-    pki = StackPaths(stack.name).root / "pki"
-    context = ssl.create_default_context(cafile=str(pki / "kubernetes" / "ca.crt"))
-    if identity:
-        context.load_cert_chain(pki / identity / "client.crt", pki / identity / "client.key")
-    address = stack.machine("control-1")["address"]
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(f"https://{address}:{API_PORTS[group]}{path}", headers=headers)
-    try:
-        with urllib.request.urlopen(request, context=context, timeout=60) as reply:
-            return reply.status, reply.headers
-    except urllib.error.HTTPError as refused:
-        with refused:
-            return refused.code, refused.headers
 
 
 def test_both_groups_are_ready(environment: Stack) -> None:
@@ -273,11 +242,9 @@ def test_heartbeats_take_the_lane_of_nodes(environment: Stack) -> None:
 def test_events_are_in_their_own_etcd(environment: Stack, pod: dict[str, Any]) -> None:
     del pod  # its start made some
 
-    def keys(directory: str, port: int) -> int:
-        tls = "--cacert=ca.crt --cert=server.crt --key=server.key"
-        ask = f"cd {directory} && etcdctl --endpoints=https://127.0.0.1:{port} {tls}"
-        ask += " get /registry/events --prefix"
-        return int(environment.ssh("control-1", f"{ask} --keys-only --limit=5 | grep -c . || true"))
+    def keys(unit: str) -> int:
+        ask = f"set -a; . /etc/{unit}/ctl.env; etcdctl get /registry/events --prefix --keys-only"
+        return int(environment.ssh("control-1", f"{ask} --limit=5 | grep -c . || true"))
 
-    assert keys("/etc/etcd-events/pki", 2479) > 0
-    assert keys("/etc/etcd/pki", 2379) == 0
+    assert keys("etcd-events") > 0
+    assert keys("etcd") == 0

@@ -65,13 +65,9 @@ def test_a_disk_that_fills_up_leaves_no_half_built_image(small_disk: Path) -> No
 
 @pytest.fixture
 def control_only() -> Iterator[Stack]:
-    stack = Stack("e2e-half", 74)
-    stack.control_only()
-    try:
+    with Stack("e2e-half", 74) as stack:
+        stack.control_only()
         yield stack
-    finally:
-        if stack.file.exists():
-            stack.down()
 
 
 def test_down_after_a_half_made_up_leaves_nothing(control_only: Stack) -> None:

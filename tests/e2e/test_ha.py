@@ -16,7 +16,7 @@ import pytest
 
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.paths import StackPaths
-from tests.e2e.counter import Counter
+from tests.e2e.counter import Counter, counting
 from tests.e2e.stacks import Stack, eventually
 
 if TYPE_CHECKING:
@@ -45,27 +45,16 @@ _SMALL_QUOTA, _FILLER_BYTES = 32 << 20, 900_000
 
 @pytest.fixture(scope="module")
 def ha() -> Iterator[Stack]:
-    stack = Stack("e2e-ha", 71, like="ha")
-    stack.control_only()
-    try:
+    with Stack("e2e-ha", 71, like="ha") as stack:
+        stack.control_only()
         stack.fleetfoot("up", timeout=1800)
         yield stack
-    finally:
-        if stack.file.exists():
-            stack.down()
 
 
-def counting(stack: Stack, group: str = "online", identity: str = "operator") -> Counter:
-    """Return a client that asks the next load balancer when one does not answer."""
-    fronts = [stack.machine(name)["address"] for name in ("control-1", "control-2")]
-    return Counter(StackPaths(stack.name).root / "pki", fronts, group, identity)
-
-
-def members(stack: Stack, directory: str = "/etc/etcd/pki", port: int = 2379) -> dict[str, bool]:
+def members(stack: Stack, unit: str = "etcd") -> dict[str, bool]:
     """Return the members of an etcd and whether each votes."""
-    tls = "--cacert=ca.crt --cert=server.crt --key=server.key"
-    ask = f"cd {directory} && etcdctl --endpoints=https://127.0.0.1:{port} {tls}"
-    listed = json.loads(stack.ssh("control-1", f"{ask} member list --write-out=json"))["members"]
+    ask = f"set -a; . /etc/{unit}/ctl.env; etcdctl member list --write-out=json"
+    listed = json.loads(stack.ssh("control-1", ask))["members"]
     return {member["name"]: not member.get("isLearner", False) for member in listed}
 
 
@@ -91,6 +80,29 @@ def leader(stack: Stack, program: str) -> str:
     return holder(stack, program).split("_")[0]
 
 
+def kill(stack: Stack, unit: str, place: str) -> None:
+    """Kill a process; wait until it runs again and, where one leads, until the next one does.
+
+    Args:
+        stack: Whose control plane it is.
+        unit: Its unit.
+        place: Its machine, or `lease`: the one that leads.
+    """
+    led = holder(stack, unit) if place == "lease" else ""
+    machine = led.split("_")[0] or place
+    before = pid(stack, machine, unit)
+    stack.ssh(machine, f"systemctl kill --signal=SIGKILL {unit}")
+    eventually(lambda: pid(stack, machine, unit) not in {"0", before})
+    if led:
+        eventually(lambda: holder(stack, unit) not in {"", led})
+
+
+def goes_on(counter: Counter, writes: int = 0) -> None:
+    """Wait until more than so many further writes were acknowledged."""
+    seen = counter.acknowledged
+    eventually(lambda: counter.acknowledged > seen + writes, pause=0.1)
+
+
 def recovered(stack: Stack) -> None:
     """Wait until every machine's control services run and both groups are ready."""
 
@@ -109,7 +121,7 @@ def recovered(stack: Stack) -> None:
 
 def test_every_part_is_there_as_often_as_asked(ha: Stack) -> None:
     assert members(ha) == {"control-1": True, "control-2": True, "quorum-1": True}
-    events = members(ha, "/etc/etcd-events/pki", 2479)
+    events = members(ha, "etcd-events")
     assert events == {f"{name}-events": True for name in members(ha)}
     assert instances(ha) == 2
     for name in ("kube-scheduler", "kube-controller-manager"):
@@ -123,15 +135,9 @@ def test_every_part_is_there_as_often_as_asked(ha: Stack) -> None:
 def test_killed_processes_lose_nothing(ha: Stack) -> None:
     with counting(ha) as online, counting(ha, "offline", "offline") as offline:
         for unit, place in PROCESSES:
-            led = holder(ha, unit) if place == "lease" else ""
-            machine = led.split("_")[0] or place
-            before = pid(ha, machine, unit)
-            ha.ssh(machine, f"systemctl kill --signal=SIGKILL {unit}")
-            eventually(lambda: pid(ha, machine, unit) not in {"0", before})  # noqa: B023  (at once)
-            if led:
-                eventually(lambda: holder(ha, unit) not in {"", led})  # noqa: B023
-            seen = online.acknowledged, offline.acknowledged
-            eventually(lambda: online.acknowledged > seen[0] and offline.acknowledged > seen[1])  # noqa: B023
+            kill(ha, unit, place)
+            goes_on(online)
+            goes_on(offline)
     recovered(ha)
 
 
@@ -140,8 +146,7 @@ def test_online_does_not_feel_that_offline_is_down(ha: Stack) -> None:
         for machine in ("control-1", "control-2"):
             ha.ssh(machine, "systemctl stop kube-apiserver@offline")
         try:
-            seen = online.acknowledged
-            eventually(lambda: online.acknowledged > seen + 100, pause=0.1)
+            goes_on(online, 100)
         finally:
             for machine in ("control-1", "control-2"):
                 ha.ssh(machine, "systemctl start kube-apiserver@offline")
@@ -171,7 +176,7 @@ def test_certificates_are_renewed_while_it_serves(ha: Stack) -> None:
     # What it was given for others is used, too: a new connection to etcd shows the new certificate.
     ha.ssh("control-1", "systemctl restart etcd")
     with counting(ha) as online:
-        eventually(lambda: online.acknowledged > 10, pause=0.1)
+        goes_on(online, 10)
     recovered(ha)
 
 
@@ -211,7 +216,7 @@ def test_a_dead_machine_is_replaced_without_its_data(ha: Stack) -> None:
         # The one that is first in every list, and whose address kubeconfigs have.
         fleet.delete("control-1")
         shutil.rmtree(StackPaths(ha.name).volumes / "control-1")
-        eventually(lambda: online.acknowledged > 10, pause=0.1)
+        goes_on(online, 10)
         ha.fleetfoot("up", timeout=1800)
     assert members(ha) == {"control-1": True, "control-2": True, "quorum-1": True}
     assert instances(ha) == 2
@@ -229,19 +234,28 @@ def small_etcd(ha: Stack) -> Iterator[None]:
         recovered(ha)
 
 
+def filler(number: int) -> dict[str, Any]:
+    """Return an object of the largest size."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": f"filler-{number}", "labels": {"filler": "yes"}},
+        "data": {"filler": "x" * _FILLER_BYTES},
+    }
+
+
 @pytest.mark.usefixtures("small_etcd")
 def test_a_full_etcd_says_so_and_recovers(ha: Stack, tmp_path: Path) -> None:
-    def write(number: int) -> str:
-        data = {"filler": "x" * _FILLER_BYTES}
-        name = {"name": f"filler-{number}", "labels": {"filler": "yes"}}
-        file = tmp_path / "filler.json"
+    def create(*numbers: int) -> str:
+        file = tmp_path / "fillers.json"
         file.write_text(
-            json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": name, "data": data})
+            json.dumps({"apiVersion": "v1", "kind": "List", "items": [*map(filler, numbers)]})
         )
         return str(ha.fleetfoot("kubectl", "--", "create", "-f", str(file), check=False).stdout)
 
-    said = [write(number) for number in range(2 * _SMALL_QUOTA // _FILLER_BYTES)]
-    assert "database space exceeded" in said[-1]
+    last = 2 * _SMALL_QUOTA // _FILLER_BYTES - 1
+    create(*range(last))
+    assert "database space exceeded" in create(last)
     alarms = {row["member"]: row["alarms"] for row in ha.status()["etcd"] if row["alarms"]}
     assert set(alarms) == set(members(ha))
     assert all("NOSPACE" in told for found in alarms.values() for told in found)
@@ -250,21 +264,17 @@ def test_a_full_etcd_says_so_and_recovers(ha: Stack, tmp_path: Path) -> None:
     for machine in members(ha):
         ha.ssh(machine, "systemctl start etcd-recover")
     assert not any(row["alarms"] for row in ha.status()["etcd"])
-    assert "created" in write(0)
+    assert "created" in create(0)
     ha.kubectl("delete", "configmap", "filler-0")
 
 
 @pytest.fixture
 def fresh() -> Iterator[Stack]:
     """An environment that knows nothing yet."""
-    stack = Stack("e2e-fresh", 74)
-    stack.control_only()
-    try:
+    with Stack("e2e-fresh", 74) as stack:
+        stack.control_only()
         stack.fleetfoot("up")
         yield stack
-    finally:
-        if stack.file.exists():
-            stack.down()
 
 
 def test_a_backup_is_restored_into_a_fresh_environment(

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -130,12 +130,19 @@ def test_a_roll_with_stand_ins_never_has_fewer_nodes(environment: Stack) -> None
     assert watch.fewest >= 2
 
 
-def test_bench_apiserver_writes_what_it_measured(tmp_path: Path) -> None:
-    target = tmp_path / "apiserver.json"
-    short = ["--rounds", "1", "--nodes", "50", "--seconds", "5"]
-    argv = [str(BIN / "fleetfoot"), "bench", "apiserver", *short, "--json", str(target)]
+def bench(folder: Path, name: str, *options: str) -> dict[str, Any]:
+    """Run one round of a bench; return what it wrote, when it left nothing else behind."""
+    target = folder / f"{name}.json"
+    argv = [str(BIN / "fleetfoot"), "bench", name, "--rounds", "1", *options, "--json", str(target)]
     subprocess.run(argv, cwd=PROJECT, check=True, timeout=1800)
-    report = json.loads(target.read_text())
+    assert target.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert_nothing_left("bench", "10.95.")
+    report: dict[str, Any] = json.loads(target.read_text())
+    return report
+
+
+def test_bench_apiserver_writes_what_it_measured(tmp_path: Path) -> None:
+    report = bench(tmp_path, "apiserver", "--nodes", "50", "--seconds", "5")
     assert set(report["ratios"]) == {
         "shared_storm_over_idle_p99",
         "shared_lanes_storm_over_idle_p99",
@@ -158,38 +165,26 @@ def test_bench_apiserver_writes_what_it_measured(tmp_path: Path) -> None:
         assert found["online_throughput"] > 0
         assert found["offline_throughput"] > 0
         assert (found["apiserver_offline_rss_mib"] > 0) == (arm == "split")
-    assert target.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert_nothing_left("bench", "10.95.")
 
 
 def test_bench_failover_writes_what_it_measured(tmp_path: Path) -> None:
-    target = tmp_path / "failover.json"
-    argv = [str(BIN / "fleetfoot"), "bench", "failover", "--rounds", "1", "--json", str(target)]
-    subprocess.run(argv, cwd=PROJECT, check=True, timeout=1800)
-    report = json.loads(target.read_text())
+    report = bench(tmp_path, "failover")
     arms = report["arms"]
     assert set(arms) == {"idle", "scheduler", "apiserver", "ha"}
     assert arms["ha"]["scheduler_seconds"] == arms["scheduler"]["worst_next_bound_s"]
     assert arms["ha"]["failed_online_requests"] == 0
     assert set(report["goals"]) == {"worst_next_bound_seconds", "failed_online_requests"}
     assert report["setup"]["etcd_data"] == "disk"
-    assert target.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     for found in (arms[name] for name in ("idle", "scheduler", "apiserver")):
         assert found["next_bound_s"] > 0
         assert found["online_requests"] > 0
         assert found["failed"] == 0
-    assert_nothing_left("bench", "10.95.")
 
 
 def test_bench_boot_writes_what_it_measured(tmp_path: Path) -> None:
-    target = tmp_path / "boot.json"
-    argv = [str(BIN / "fleetfoot"), "bench", "boot", "--rounds", "1", "--json", str(target)]
-    subprocess.run(argv, cwd=PROJECT, check=True, timeout=1800)
-    report = json.loads(target.read_text())
+    report = bench(tmp_path, "boot")
     assert set(report["ratios"]) == {"node_ready", "containerd_ready", "ssh", "image_size"}
     for arm in ("generic", "serverless"):
         found = report["arms"][arm]
         assert found["ssh"] > 0
         assert 0 < found["containerd_ready"] < found["node_ready"]
-    assert target.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert_nothing_left("bench", "10.95.")

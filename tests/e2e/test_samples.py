@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,14 +11,15 @@ import yaml
 from fleetfoot.machines.network import NetworkSpec
 from fleetfoot.paths import StackPaths
 from fleetfoot.stack.inventory import zone
+from tests.e2e.stacks import PROJECT, run
 from tests.molecule import machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
-PROJECT = Path(__file__).parents[2]
 STACK = "sample-test"
 # In the image so that tests of roles are quick; on a host of one's own the roles install them.
 ABSENT = ["docker-registry", "haproxy", "python3-cryptography"]
@@ -58,22 +55,6 @@ def inventory(facts: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("sample")
     (folder / "hosts.yml").write_text(yaml.safe_dump(sample))
     return folder
-
-
-def run(*argv: str | Path) -> str:
-    """Run a program of the virtual environment, or another by its path; return what it printed."""
-    done = subprocess.run(
-        [Path(sys.executable).parent / argv[0], *argv[1:]],
-        cwd=PROJECT,
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-12000:]
-    return done.stdout
 
 
 def play(inventory: Path, playbook: str) -> dict[str, int]:

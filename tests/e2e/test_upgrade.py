@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ from fleetfoot.stack.bootimage import boot_image
 from fleetfoot.stack.inventory import zone
 from fleetfoot.stack.teardown import teardown
 from tests.e2e.counter import Counter
-from tests.e2e.stacks import PROJECT, eventually
+from tests.e2e.stacks import PROJECT, eventually, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,21 +101,8 @@ class Hosts:
 
     def play(self, playbook: str, *options: str, check: bool = True) -> str:
         """Run a playbook; return what it said."""
-        done = subprocess.run(
-            [
-                Path(sys.executable).parent / "ansible-playbook",
-                *("-i", self.inventory, f"playbooks/{playbook}", *options),
-            ],
-            cwd=PROJECT,
-            env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=2400,
-            check=False,
-        )
-        assert not check or done.returncode == 0, done.stdout[-12000:]
-        return done.stdout
+        argv = ("-i", self.inventory, f"playbooks/{playbook}", *options)
+        return run("ansible-playbook", *argv, check=check, timeout=2400)
 
     def kubectl(self, *argv: str) -> str:
         """Run kubectl as an operator."""
