@@ -345,7 +345,9 @@ def bench_apiserver(
     target: JsonFile,
     rounds: Annotated[int, typer.Option(min=1, help="How often each arm is measured.")] = 3,
     nodes: Annotated[int, typer.Option(min=1, max=1000, help="Simulated nodes.")] = 500,
-    seconds: Annotated[int, typer.Option(min=2, help="How long each figure is measured.")] = 30,
+    seconds: Annotated[
+        int, typer.Option(min=2, help="How long each figure is measured, in windows of 12 s.")
+    ] = 30,
     disk: Annotated[
         bool, typer.Option("--disk", help="Let etcd write to the host's disk instead of memory.")
     ] = False,

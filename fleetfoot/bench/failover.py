@@ -30,6 +30,7 @@ import yaml
 from fleetfoot.bench import cluster, plot
 from fleetfoot.bench.load import Generator, node
 from fleetfoot.bench.report import Goal, Report, now, summary
+from fleetfoot.bench.windows import plain, turns
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ssh
 from fleetfoot.paths import PROJECT
@@ -192,8 +193,7 @@ class _Scene:
             ENGINES=_ENGINES,
             BURST=_BURST,
             PERIOD=_PERIOD,
-            WARM_UP=0,
-            SECONDS=_SECONDS,
+            WINDOWS=plain(turns({"storm": 0}, _SECONDS, 1, time.time())),
         )
         clients = self.generator.start(
             "failover",

@@ -62,21 +62,24 @@ class Side:
     p99_of: dict[str, float]
 
     @classmethod
-    def parse(cls, metrics: Mapping[str, Any], seconds: float) -> Side:
+    def parse(cls, metrics: Mapping[str, Any], phase: str, seconds: float) -> Side:
         """Return it from k6's summary.
 
         Args:
             metrics: Metric to its `values`.
-            seconds: How long was measured.
+            phase: What is asked for; requests that could not be sent are not known by phase, and
+                count in each.
+            seconds: How long it was measured.
 
         Raises:
             FleetfootError: Nothing was answered.
         """
         found = {name: metric["values"] for name, metric in metrics.items()}
-        latency, failed = found.get("latency"), found.get("failed")
+        of = f"phase:{phase}"
+        latency, failed = found.get(f"latency{{{of}}}"), found.get(f"failed{{{of}}}")
         if not latency or not failed or not latency["count"]:
             raise FleetfootError(
-                "no request was answered while it was measured",
+                f"no request of phase {phase} was answered while it was measured",
                 "there is nothing to compare",
                 "run it again with more --seconds",
             )
@@ -87,11 +90,11 @@ class Side:
             p99=latency["p(99)"],
             error_rate=1 - good / (latency["count"] + dropped),
             throughput=good / seconds,
-            pods=found.get("pods", {}).get("count", 0) / seconds,
+            pods=found.get(f"pods{{{of}}}", {}).get("count", 0) / seconds,
             p99_of={
-                name.removeprefix("latency{op:").removesuffix("}"): values["p(99)"]
+                name.removeprefix(start).removesuffix("}"): values["p(99)"]
                 for name, values in found.items()
-                if name.startswith("latency{op:")
+                if name.startswith(start := f"latency{{{of},op:") and values["count"]
             },
         )
 

@@ -8,6 +8,7 @@ import pytest
 from fleetfoot.bench import apiserver, failover, plot
 from fleetfoot.bench.load import Side
 from fleetfoot.bench.report import Goal, Report, medians, now, summary
+from fleetfoot.bench.windows import Window, plain, turns
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines.ledger import STAGES
 
@@ -55,41 +56,57 @@ def test_a_picture_is_drawn(tmp_path: Path, suffix: str, magic: bytes) -> None:
 
 #: What k6 gives to handleSummary, as far as it is read.
 SUMMARY = {
-    "latency": {"values": {"p(50)": 4.0, "p(99)": 40.0, "max": 50.0, "count": 90}},
-    "latency{op:get}": {"values": {"p(50)": 3.0, "p(99)": 30.0, "max": 31.0, "count": 60}},
-    "failed": {"values": {"rate": 0.1, "passes": 9, "fails": 81}},
+    "latency": {"values": {"p(50)": 9.0, "p(99)": 90.0, "max": 99.0, "count": 900}},
+    "latency{phase:storm}": {"values": {"p(50)": 4.0, "p(99)": 40.0, "max": 50.0, "count": 90}},
+    "latency{phase:storm,op:get}": {"values": {"p(50)": 3.0, "p(99)": 30.0, "count": 60}},
+    "latency{phase:storm,op:list}": {"values": {"p(50)": 0.0, "p(99)": 0.0, "count": 0}},
+    "latency{phase:idle}": {"values": {"p(50)": 0.0, "p(99)": 0.0, "max": 0.0, "count": 0}},
+    "failed{phase:storm}": {"values": {"rate": 0.1, "passes": 9, "fails": 81}},
+    "failed{phase:idle}": {"values": {"rate": 0, "passes": 0, "fails": 0}},
     "dropped_iterations": {"values": {"count": 10, "rate": 1.0}},
-    "pods": {"values": {"count": 20, "rate": 2.0}},
+    "pods{phase:storm}": {"values": {"count": 20, "rate": 2.0}},
 }
 
 
 def test_requests_that_could_not_be_sent_in_time_are_errors() -> None:
-    side = Side.parse(SUMMARY, 10)
+    side = Side.parse(SUMMARY, "storm", 10)
     assert (side.p50, side.p99, side.pods) == (4.0, 40.0, 2.0)
     assert side.throughput == pytest.approx(8.1)
     assert side.error_rate == pytest.approx(0.19)
     assert side.p99_of == {"get": 30.0}
 
 
-def test_a_summary_without_an_answer_is_refused() -> None:
-    with pytest.raises(FleetfootError, match="no request was answered"):
-        Side.parse({"failed": {"values": {"rate": 0}}}, 10)
+@pytest.mark.parametrize("phase", ["idle", "saturated"])
+def test_a_phase_without_an_answer_is_refused(phase: str) -> None:
+    with pytest.raises(FleetfootError, match=f"no request of phase {phase} was answered"):
+        Side.parse(SUMMARY, phase, 10)
+
+
+def test_phases_take_turns() -> None:
+    found = turns({"idle": 8, "storm": 4}, 12, 2, 100.0)
+    assert found == [
+        Window("idle", 100, 108, 120),
+        Window("storm", 120, 124, 136),
+        Window("idle", 136, 144, 156),
+        Window("storm", 156, 160, 172),
+    ]
+    assert json.loads(plain(found[:1])) == [["idle", 100_000, 108_000, 120_000]]
 
 
 def test_the_storm_is_the_smallest_that_reaches_ten_times_idle() -> None:
     asked = []
 
-    def p99(engines: int) -> float:
+    def growth(engines: int) -> float:
         asked.append(engines)
-        return 20.0 * engines
+        return 2.0 * engines
 
-    assert apiserver.smallest_storm(p99, 10.0) == 8
+    assert apiserver.smallest_storm(growth) == 8
     assert asked == [1, 2, 4, 8]
 
 
 def test_a_machine_that_no_storm_reaches_is_told() -> None:
     with pytest.raises(FleetfootError, match="less than 10 times"):
-        apiserver.smallest_storm(lambda _: 11.0, 10.0)
+        apiserver.smallest_storm(lambda _: 1.1)
 
 
 ARMS = {
@@ -98,6 +115,7 @@ ARMS = {
         "idle_p99_ms": 10.0,
         "online_p50_ms": 5.0,
         "online_p99_ms": p99,
+        "storm_over_idle_p99": p99 / 10.0,
         "offline_throughput": throughput,
         "saturated_offline_throughput": full,
         "leader_changes": 0.0,
@@ -126,7 +144,7 @@ def test_arms_are_compared_by_what_the_storm_does_to_online() -> None:
 def test_goals_of_the_apiserver_bench_are_judged_one_by_one() -> None:
     assert all(goal.met for goal in apiserver.goals(ARMS).values())
     worse = {
-        "shared": {**ARMS["shared"], "online_p99_ms": 99.0},
+        "shared": {**ARMS["shared"], "storm_over_idle_p99": 9.9},
         "split": {**ARMS["split"], "leader_changes": 1.0, "offline_throughput": 29.0},
     }
     met = {name: goal.met for name, goal in apiserver.goals(worse).items()}

@@ -3,8 +3,9 @@
 import http from 'k6/http';
 import exec from 'k6/execution';
 import { Rate, Trend } from 'k6/metrics';
+import { counted, duration, lines } from './windows.js';
 
-const { URL, NAMESPACE, OBJECTS, RATE, WARM_UP, SECONDS, CERTIFICATE, KEY, SUMMARY } = __ENV;
+const { URL, NAMESPACE, OBJECTS, RATE, CERTIFICATE, KEY, SUMMARY } = __ENV;
 const place = `${URL}/api/v1/namespaces/${NAMESPACE}/configmaps`;
 const latency = new Trend('latency', true);
 const failed = new Rate('failed');
@@ -14,8 +15,8 @@ export const options = {
     online: {
       executor: 'constant-arrival-rate',
       rate: Number(RATE),
-      duration: `${Number(WARM_UP) + Number(SECONDS)}s`,
-      // Made before it begins, and connected while it warms up: a late one would be the load's fault.
+      duration: duration(),
+      // Made before it begins, and connected in the first window's lead: a late one would be the load's fault.
       preAllocatedVUs: 100,
       maxVUs: 500,
     },
@@ -23,8 +24,7 @@ export const options = {
   tlsAuth: [{ cert: open(CERTIFICATE), key: open(KEY) }],
   discardResponseBodies: true,
   summaryTrendStats: ['p(50)', 'p(99)', 'max', 'count'],
-  // Named here, they get lines of their own.
-  thresholds: { 'latency{op:get}': [], 'latency{op:list}': [], 'latency{op:patch}': [], 'failed': [] },
+  thresholds: lines(['latency', 'failed'], ['get', 'list', 'patch']),
 };
 
 const PATCH = { headers: { 'Content-Type': 'application/merge-patch+json' }, timeout: '10s' };
@@ -45,10 +45,11 @@ function ask(name) {
 }
 
 export default function () {
+  const phase = counted(Date.now());
   const [op, answer] = ask(`online-${exec.scenario.iterationInTest % Number(OBJECTS)}`);
-  if (Date.now() - exec.scenario.startTime < Number(WARM_UP) * 1000) return;
-  latency.add(answer.timings.duration, { op });
-  failed.add(answer.status !== 200);
+  if (!phase) return;
+  latency.add(answer.timings.duration, { phase, op });
+  failed.add(answer.status !== 200, { phase, op });
 }
 
 export function handleSummary(data) {
