@@ -26,8 +26,10 @@ def test_refuses_strangers(host):
     assert host.run(f"{stranger} --dial-timeout=2s --command-timeout=2s get x").failed
 
 
-def test_is_not_root_and_data_is_private(host):
-    assert host.process.get(comm="etcd").user == "etcd"
+def test_is_not_root_comes_first_and_data_is_private(host):
+    process = host.process.get(comm="etcd")
+    assert process.user == "etcd"
+    assert process.nice == -10
     data = host.file("/var/lib/etcd")
     assert (data.user, data.mode) == ("etcd", 0o700)
     assert host.file("/etc/etcd/pki/server.key").mode == 0o600

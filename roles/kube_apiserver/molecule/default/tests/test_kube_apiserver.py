@@ -13,7 +13,9 @@ def test_runs(host):
     service = host.service("kube-apiserver@online")
     assert service.is_enabled
     assert service.is_running, host.check_output("journalctl -u kube-apiserver@online -n 50")
-    assert host.process.get(comm="kube-apiserver").user == "kube-apiserver"
+    process = host.process.get(comm="kube-apiserver")
+    assert process.user == "kube-apiserver"
+    assert process.nice == -10
 
 
 def test_is_ready(host):
