@@ -16,6 +16,7 @@ def _group(item: pytest.Item) -> str:
     return "machines" if folder in _MACHINES else "others"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a group together, in their order: those with machines share them."""
     for item in items:
