@@ -8,7 +8,8 @@ Every moment is read where it happened and put on one clock, the host's CLOCK_BO
     initrd          system manager's UserspaceTimestampMonotonic
     services        start of containerd's process
     runtime         containerd's word that it serves (ActiveEnterTimestampMonotonic)
-    node            the kubelet's journal: the moment it told the apiserver that the node is ready
+    node            the kubelet's journal: the moment it told the apiserver that the node is ready,
+                    or registered it, which one whose runtime is up does as ready
 
 The guest's clock is set against the host's by asking for the time and halving the way.
 """
@@ -49,7 +50,7 @@ systemctl show --property=ExecMainStartTimestampMonotonic,ActiveEnterTimestampMo
     containerd.service
 dmesg | grep -m1 'as init process'
 journalctl --unit=kubelet.service --boot --output=json --output-fields=MESSAGE \
-    --grep='status as it just became ready' --quiet --lines=1 2>/dev/null
+    --grep='status as it just became ready|Successfully registered node' --quiet --lines=1 2>/dev/null
 echo '{_END}'
 while read -r _; do read -r up _ < /proc/uptime; echo "$up"; done
 """
