@@ -49,8 +49,8 @@ systemctl show --property=UserspaceTimestampMonotonic,FinishTimestampMonotonic
 systemctl show --property=ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic \
     containerd.service
 dmesg | grep -m1 'as init process'
-journalctl --unit=kubelet.service --boot --output=json --output-fields=MESSAGE \
-    --grep='status as it just became ready|Successfully registered node' --quiet --lines=1 2>/dev/null
+journalctl --unit=kubelet.service --boot --output=json --output-fields=MESSAGE --quiet --lines=1 \
+    --grep='status as it just became ready|Successfully registered node' 2>/dev/null
 echo '{_END}'
 while read -r _; do read -r up _ < /proc/uptime; echo "$up"; done
 """
