@@ -168,8 +168,7 @@ class _Scene:
         """Make nodes, and what the online client reads."""
         nodes = [("/api/v1/nodes", node(n, _PODS_AT_MOST)) for n in range(_NODES)]
         self.generator.fill(self.nodes, nodes)
-        for manifest in (*sides.workplace(), _namespace(), *sides.lanes()):
-            self.bench.apply([manifest])
+        self.bench.apply([*sides.workplace(), _namespace(), *sides.lanes()])
         place = f"/api/v1/namespaces/{_NAMESPACE}/configmaps"
         objects: list[tuple[str, dict[str, Any]]] = [
             (place, {"metadata": {"name": f"online-{n}"}, "data": {}}) for n in range(_OBJECTS)

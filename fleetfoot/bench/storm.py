@@ -116,10 +116,9 @@ class Scene:
             engines: Its size.
             cycles: Windows of each phase.
         """
-        online, _, _ = self._run(
-            {phase: _LEADS[phase] for phase in ("idle", "storm")}, engines, cycles
-        )
-        p99 = {phase: Side.parse(online, phase, cycles * WINDOW).p99 for phase in ("idle", "storm")}
+        leads = {phase: _LEADS[phase] for phase in ("idle", "storm")}
+        online, _, _ = self._run(leads, engines, cycles)
+        p99 = {phase: Side.parse(online, phase, cycles * WINDOW).p99 for phase in leads}
         return p99["storm"] / p99["idle"]
 
     def measure(self, engines: int, cycles: int) -> dict[str, float]:
@@ -157,7 +156,7 @@ class Scene:
         """Let both sides work; return their metrics, and what the storm's windows used."""
         windows = turns(leads, WINDOW, cycles, time.time() + _START_SECONDS)
         client = self._engines["offline" if self._split else "online"]
-        shared = {"WINDOWS": plain(windows)}
+        given = plain(windows)
         offline = self._generator.start(
             "offline",
             client,
@@ -166,7 +165,7 @@ class Scene:
             ENGINES=engines,
             BURST=BURST,
             PERIOD=PERIOD,
-            **shared,
+            WINDOWS=given,
         )
         online = self._generator.start(
             "online",
@@ -175,7 +174,7 @@ class Scene:
             NAMESPACE=_ONLINE_NAMESPACE,
             OBJECTS=_OBJECTS,
             RATE=RATE,
-            **shared,
+            WINDOWS=given,
         )
         used = self._used(window for window in windows if window.phase == "storm")
         patience = windows[-1].end - time.time() + _PATIENCE_SECONDS

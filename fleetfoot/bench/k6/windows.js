@@ -2,7 +2,7 @@
 const fields = ([phase, begin, counts, end]) => ({ phase, begin, counts, end });
 
 export const windows = JSON.parse(__ENV.WINDOWS).map(fields);
-export const phases = [...new Set(windows.map((window) => window.phase))];
+const phases = [...new Set(windows.map((window) => window.phase))];
 
 // How long a run takes that begins now.
 export function duration() {
