@@ -226,6 +226,8 @@ class ApiserversConfig(_Strict):
         weight: Share of CPU time when the machine has too little; its other services have 100.
             `idle` (0 here) is what they leave.
         memory: MiB; None means no bound but the machine's.
+        gc_percent: By how much its heap grows, in percent of what is in use, before it collects
+            garbage, unless it comes near its memory before.
         watch_cache: Resource to the size of its watch cache; 0 means none. Other sizes are the
             apiserver's own choice.
         goaway_chance: Part of the requests after which a client connects anew, and so may come to
@@ -238,6 +240,7 @@ class ApiserversConfig(_Strict):
     cpus: Annotated[float, Field(gt=0, le=256)] | None = None
     weight: Weight = _WEIGHT
     memory: Annotated[Size, Field(ge=512, le=4 * 1024 * 1024)] | None = None
+    gc_percent: Annotated[int, Field(ge=20, le=10_000)] = 800
     watch_cache: dict[Resource, Annotated[int, Field(ge=0, le=1_000_000)]] = {}
     goaway_chance: Annotated[float, Field(ge=0, le=0.02)] | None = None
     audit: Literal["changes", "all"] = "changes"
@@ -253,6 +256,7 @@ class OfflineConfig(ApiserversConfig):
     max_requests: Annotated[int, Field(ge=10, le=10_000)] = 100
     max_mutating_requests: Annotated[int, Field(ge=5, le=10_000)] = 50
     weight: Weight = IDLE
+    gc_percent: Annotated[int, Field(ge=20, le=10_000)] = 100
 
 
 class GroupsConfig(_Strict):

@@ -41,6 +41,8 @@ _SERVICE_NAMES = {
 # Second services of a machine stand on aliases of it: a host has one value a variable.
 _ALIASES = {"apiserver_offline": "offline", "etcd_events": "events"}
 _GOAWAY_CHANCE = 0.001  # where Kubernetes recommends to start
+# Of an apiserver's budget, or of half its machine; the rest is for what Go does not count.
+_TARGET_PERCENT = 90
 _PARENTS = {"kube_apiserver": ["apiserver_online", "apiserver_offline"]}
 
 
@@ -81,6 +83,7 @@ def render(
     ssh = f"-o UserKnownHostsFile={paths.known_hosts} -o StrictHostKeyChecking=yes"
     hosts: dict[str, dict[str, Any]] = {}
     members: dict[str, dict[str, Any]] = {group: {"hosts": {}} for group in GROUPS}
+    memories = {pool.name: pool.memory for pool in config.pools}
     for pool in config.pools:
         for name in (name for name in pool.machine_names if name in addresses):
             facts = {"ansible_host": addresses[name], "fleetfoot_pool": pool.name}
@@ -92,6 +95,10 @@ def render(
     for name, limits in config.apiservers:
         group = members[f"apiserver_{name}"]
         group["vars"] = _limits(limits, len(group["hosts"]))
+        for host in group["hosts"]:
+            memory = limits.memory or memories[hosts[host]["fleetfoot_pool"]] // 2
+            target = memory * _TARGET_PERCENT // 100
+            group["hosts"][host] = {"kube_apiserver_memory_target": f"{target}MiB"}
     members["etcd"]["vars"] = {"etcd_quota_bytes": config.etcd.quota << 20}
     members["etcd_events"]["vars"] = {"etcd_quota_bytes": config.etcd.events_quota << 20}
     for parent, children in _PARENTS.items():
@@ -128,6 +135,7 @@ def _limits(limits: ApiserversConfig, instances: int) -> dict[str, Any]:
         # Who is alone has nobody to send clients to.
         goaway = _GOAWAY_CHANCE if instances > 1 else 0
     wanted: dict[str, Any] = {
+        "kube_apiserver_gc_percent": limits.gc_percent,
         "kube_apiserver_audit_reads": limits.audit == "all",
         "kube_apiserver_goaway_chance": goaway,
         "kube_apiserver_watch_cache_sizes": limits.watch_cache,

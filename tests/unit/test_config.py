@@ -79,6 +79,7 @@ def test_the_default_stack_is_good() -> None:
         ("apiservers", {"offline": {"memory": "1MiB"}}, "apiservers.offline.memory", "512"),
         ("apiservers", {"offline": {"weight": 0}}, "apiservers.offline.weight", "or idle"),
         ("apiservers", {"offline": {"goaway_chance": 0.5}}, "offline.goaway_chance", "0.02"),
+        ("apiservers", {"online": {"gc_percent": 0}}, "apiservers.online.gc_percent", "20"),
         ("apiservers", {"online": {"audit": "None"}}, "apiservers.online.audit", "'changes' or"),
         ("apiservers", {"online": {"watch_cache": {"Pod": 1}}}, "watch_cache", "no resource"),
         ("apiservers", {"online": {"watch_cache": {"pods": -1}}}, "watch_cache.pods", "equal to 0"),

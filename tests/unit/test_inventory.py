@@ -126,6 +126,21 @@ def test_one_apiserver_sends_nobody_away_and_two_do(rendered: dict[str, Any]) ->
     assert limits(found, "offline")["kube_apiserver_goaway_chance"] == 0.001
 
 
+def test_online_uses_memory_up_to_its_budget_or_half_its_machine(rendered: dict[str, Any]) -> None:
+    def target(found: dict[str, Any], group: str) -> Any:
+        children = found["all"]["children"]["kube_apiserver"]["children"]
+        return [host["kube_apiserver_memory_target"] for host in children[group]["hosts"].values()]
+
+    assert limits(rendered, "online")["kube_apiserver_gc_percent"] == 800
+    assert limits(rendered, "offline")["kube_apiserver_gc_percent"] == 100
+    assert target(rendered, "apiserver_online") == ["460MiB"]  # 0.9 of half of 1 GiB
+    budget = {"online": {"memory": "1000MiB", "gc_percent": 50}}
+    config = load({**CONFIG, "apiservers": budget}, host_memory_mib=64 * 1024)
+    found = render("mine", config, ADDRESSES, "10.1.0.1")
+    assert limits(found, "online")["kube_apiserver_gc_percent"] == 50
+    assert target(found, "apiserver_online") == ["900MiB"]
+
+
 def test_each_group_has_its_own_watch_cache_goaway_and_audit() -> None:
     wanted = {"watch_cache": {"pods": 0}, "goaway_chance": 0.01, "audit": "all"}
     config = load({**CONFIG, "apiservers": {"offline": wanted}}, host_memory_mib=64 * 1024)

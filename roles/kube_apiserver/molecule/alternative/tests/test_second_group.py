@@ -31,3 +31,9 @@ def test_it_is_no_endpoint_of_the_service(host):
     flags = host.file("/etc/kubernetes/apiserver/offline.env").content_string
     assert "--endpoint-reconciler-type=none" in flags
     assert "--watch-cache-sizes=jobs.batch#100,pods#500" in flags
+
+
+def test_it_collects_garbage_as_told(host):
+    pid = host.check_output("systemctl show --property=MainPID --value kube-apiserver@offline")
+    environment = host.file(f"/proc/{pid}/environ").content_string.split("\0")
+    assert {"GOGC=400", "GOMEMLIMIT=700MiB"} <= set(environment)
