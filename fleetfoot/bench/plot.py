@@ -88,8 +88,8 @@ def sides(path: Path, arms: Mapping[str, Mapping[str, float]], title: str) -> No
     left.set_yscale("log")
     left.set_xticks([row + 0.4 - width / 2 for row in range(len(arms))], list(arms))
     left.set_ylabel("ms until online was answered")
-    left.legend(frameon=False, ncols=2)
-    left.margins(y=0.25)
+    left.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    left.margins(y=0.1)
     done = right.bar(
         list(arms), [m["offline_throughput"] for m in arms.values()], color=colours(0.4)
     )
