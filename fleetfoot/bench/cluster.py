@@ -19,6 +19,7 @@ from fleetfoot.paths import StackPaths, private_dir
 from fleetfoot.shell import run
 from fleetfoot.stack import config, onboarding
 from fleetfoot.stack.bootimage import boot_image
+from fleetfoot.stack.fields import GROUPS
 from fleetfoot.stack.inventory import render, service_names, zone
 from fleetfoot.stack.join import node_credentials, node_inputs
 from fleetfoot.stack.teardown import teardown
@@ -45,7 +46,7 @@ CONTROL_POOL: dict[str, Any] = {
     "image": "control",
     "count": 1,
     "memory": "3GiB",
-    "groups": [group for group in config.GROUPS if group != "workers"],
+    "groups": [group for group in GROUPS if group != "workers"],
 }
 _CONFIG = {"network": NETWORK, "pools": [CONTROL_POOL], "sample": {"enabled": False}}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fleetfoot import artifacts
 from fleetfoot.machines.spec import IDLE
 from fleetfoot.paths import StackPaths
-from fleetfoot.stack.config import GROUPS
+from fleetfoot.stack.fields import GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -93,12 +93,12 @@ def render(
                 hosts[host] = facts
                 members[group]["hosts"][host] = {}
     for name, limits in config.apiservers:
-        group = members[f"apiserver_{name}"]
-        group["vars"] = _limits(limits, len(group["hosts"]))
-        for host in group["hosts"]:
+        side = members[f"apiserver_{name}"]
+        side["vars"] = _limits(limits, len(side["hosts"]))
+        for host in side["hosts"]:
             memory = limits.memory or memories[hosts[host]["fleetfoot_pool"]] // 2
             target = memory * _TARGET_PERCENT // 100
-            group["hosts"][host] = {"kube_apiserver_memory_target": f"{target}MiB"}
+            side["hosts"][host] = {"kube_apiserver_memory_target": f"{target}MiB"}
     members["etcd"]["vars"] = {"etcd_quota_bytes": config.etcd.quota << 20}
     members["etcd_events"]["vars"] = {"etcd_quota_bytes": config.etcd.events_quota << 20}
     for parent, children in _PARENTS.items():

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from fleetfoot.engine import Engine
-from fleetfoot.stack.config import GROUPS, load
+from fleetfoot.stack.config import load
+from fleetfoot.stack.fields import GROUPS
 from fleetfoot.stack.inventory import render
 
 PROJECT = Path(__file__).parents[2]

@@ -1,0 +1,103 @@
+"""Types of single values in the stack's configuration; each refusal says what would follow."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, BeforeValidator
+from pydantic_core import PydanticCustomError
+
+from fleetfoot.machines.spec import IDLE
+
+__all__ = ["GROUPS", "WEIGHT", "Group", "Label", "Resource", "Size", "Subnet", "Taint", "Weight"]
+
+Group = Literal[
+    "etcd",
+    "etcd_events",
+    "apiserver_online",
+    "apiserver_offline",
+    "kube_control",
+    "dns",
+    "registry",
+    "load_balancer",
+    "workers",
+]
+GROUPS: tuple[str, ...] = get_args(Group)
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MiB|GiB)")
+_TAINT = re.compile(r"[^=:\s]+(=[^=:\s]*)?:(NoSchedule|PreferNoSchedule|NoExecute)")
+_MIB = {"MiB": 1, "GiB": 1024}
+_RESOURCE = re.compile(r"[a-z]+(\.[a-z0-9]([-.a-z0-9]*[a-z0-9])?)?")
+WEIGHT, _MOST_WEIGHT, _IDLE = 100, 10_000, "idle"  # systemd's own
+
+
+def _refuse(message: str) -> PydanticCustomError:
+    return PydanticCustomError("fleetfoot", "{message}", {"message": message})
+
+
+def _dns_label(value: str) -> str:
+    if not _LABEL.fullmatch(value):
+        raise _refuse(
+            f"{value!r} is no DNS label, so no machine could have it in its name; use lower-case"
+            " letters, digits and inner hyphens, at most 63"
+        )
+    return value
+
+
+def _size(value: object) -> int:
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if not found:
+        raise _refuse(
+            f"{value!r} is no size, so nothing could be allotted; write a number with its unit,"
+            " such as 512MiB or 2GiB"
+        )
+    return int(float(found[1]) * _MIB[found[2]])
+
+
+def _subnet(value: str) -> str:
+    try:
+        return str(ipaddress.IPv4Network(value))
+    except ValueError as wrong:
+        raise _refuse(
+            f"{value!r} is no IPv4 range ({wrong}), so no address could be given; write one such"
+            " as 10.89.0.0/24"
+        ) from wrong
+
+
+def _taint(value: str) -> str:
+    if not _TAINT.fullmatch(value):
+        raise _refuse(
+            f"{value!r} is no taint, so kubelets would refuse to start; write key=value:Effect with"
+            " NoSchedule, PreferNoSchedule or NoExecute"
+        )
+    return value
+
+
+def _resource(value: str) -> str:
+    if not _RESOURCE.fullmatch(value):
+        raise _refuse(
+            f"{value!r} is no resource, so no apiserver would start with it; write its plural, and"
+            " its API group after a dot, such as pods or jobs.batch"
+        )
+    return value
+
+
+def _weight(value: object) -> int:
+    if value == _IDLE:
+        return IDLE
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_WEIGHT:
+        raise _refuse(
+            f"{value!r} is no weight, so CPU time could not be shared by it; write a whole number"
+            f" from 1 to {_MOST_WEIGHT}, or idle"
+        )
+    return value
+
+
+Label = Annotated[str, AfterValidator(_dns_label)]
+Weight = Annotated[int, BeforeValidator(_weight)]
+Size = Annotated[int, BeforeValidator(_size)]
+Taint = Annotated[str, AfterValidator(_taint)]
+Resource = Annotated[str, AfterValidator(_resource)]
+Subnet = Annotated[str, AfterValidator(_subnet)]
