@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fleetfoot.bench import cluster
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from fleetfoot.bench.cluster import BenchCluster
-    from fleetfoot.bench.load import Generator
+    from fleetfoot.bench.load import Generator, Running
     from fleetfoot.bench.windows import Window
 
 __all__ = ["BURST", "PERIOD", "PODS_OF_A_NODE", "RATE", "WINDOW", "Scene"]
@@ -39,6 +40,15 @@ _READY_SECONDS, _PATIENCE_SECONDS = 180, 120
 # Before whatever else the host does; the clients that are measured most closely come first.
 _NICE = {"online": -15, "nodes": -10, "offline": -5}
 _ONLINE_NAMESPACE = "online"
+
+
+@dataclass(frozen=True)
+class _Play:
+    """Clients of both sides at work."""
+
+    windows: list[Window]
+    online: Running
+    offline: Running
 
 
 class Scene:
@@ -117,7 +127,7 @@ class Scene:
             cycles: Windows of each phase.
         """
         leads = {phase: _LEADS[phase] for phase in ("idle", "storm")}
-        online, _, _ = self._run(leads, engines, cycles)
+        online, _ = self._answers(self._play(leads, engines, cycles))
         p99 = {phase: Side.parse(online, phase, cycles * WINDOW).p99 for phase in leads}
         return p99["storm"] / p99["idle"]
 
@@ -129,7 +139,9 @@ class Scene:
             cycles: Windows of each phase.
         """
         leaders = self._leaders()
-        metrics, work, usage = self._run(_LEADS, engines, cycles)
+        play = self._play(_LEADS, engines, cycles)
+        usage = self._used(window for window in play.windows if window.phase == "storm")
+        metrics, work = self._answers(play)
         seconds = cycles * WINDOW
         idle, online, full_online = (Side.parse(metrics, phase, seconds) for phase in _LEADS)
         offline, full_offline = (
@@ -150,10 +162,8 @@ class Scene:
             "storm_over_idle_p99": online.p99 / idle.p99,
         }
 
-    def _run(
-        self, leads: Mapping[str, float], engines: int, cycles: int
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
-        """Let both sides work; return their metrics, and what the storm's windows used."""
+    def _play(self, leads: Mapping[str, float], engines: int, cycles: int) -> _Play:
+        """Let both sides work."""
         windows = turns(leads, WINDOW, cycles, time.time() + _START_SECONDS)
         client = self._engines["offline" if self._split else "online"]
         given = plain(windows)
@@ -176,9 +186,12 @@ class Scene:
             RATE=RATE,
             WINDOWS=given,
         )
-        used = self._used(window for window in windows if window.phase == "storm")
-        patience = windows[-1].end - time.time() + _PATIENCE_SECONDS
-        found = online.metrics(patience), offline.metrics(patience), used
+        return _Play(windows, online, offline)
+
+    def _answers(self, play: _Play) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the metrics of online and offline at the end of both."""
+        patience = play.windows[-1].end - time.time() + _PATIENCE_SECONDS
+        found = play.online.metrics(patience), play.offline.metrics(patience)
         self._rest()
         return found
 
