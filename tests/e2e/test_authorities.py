@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 
 #: As the runbook has it.
-PROLONG = "openssl x509 -in ca.crt -signkey ca.key -days 3650 -out new.crt && mv new.crt ca.crt"
+PROLONG = (
+    "openssl x509 -in ca.crt -signkey ca.key -days 3650 -set_serial 0x$(openssl rand -hex 16)"
+    " -out new.crt && mv new.crt ca.crt"
+)
 AUTHORITIES = ["etcd", "front-proxy", "kubernetes-offline", "kubernetes"]
 
 
