@@ -33,7 +33,8 @@ def test_it_is_no_endpoint_of_the_service(host):
     assert "--watch-cache-sizes=jobs.batch#100,pods#500" in flags
 
 
-def test_it_collects_garbage_as_told(host):
+def test_it_collects_garbage_and_steps_back_as_told(host):
     pid = host.check_output("systemctl show --property=MainPID --value kube-apiserver@offline")
+    assert host.process.get(pid=pid).nice == 0
     environment = host.file(f"/proc/{pid}/environ").content_string.split("\0")
     assert {"GOGC=400", "GOMEMLIMIT=700MiB"} <= set(environment)
