@@ -18,7 +18,7 @@ from fleetfoot.stack.fields import GROUPS
 if TYPE_CHECKING:
     from fleetfoot.stack.config import PoolConfig, StackConfig
 
-__all__ = ["problems"]
+__all__ = ["conflicts"]
 
 _NODE_LABEL = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
 # Labels that the apiserver lets a node give itself (NodeRestriction).
@@ -31,7 +31,7 @@ _HOST_RESERVE_MIB = 1024
 _ONLINE_NAMESPACES = ("default", "sample")
 
 
-def problems(config: StackConfig, host_memory_mib: int | None = None) -> list[str]:
+def conflicts(config: StackConfig, host_memory_mib: int | None = None) -> list[str]:
     """Return one sentence for each.
 
     Args:

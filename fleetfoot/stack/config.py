@@ -242,7 +242,7 @@ def load(
         config = StackConfig.model_validate_json(json.dumps(values))
     except ValidationError as wrong:
         raise _told([_sentence(error) for error in wrong.errors()], stack) from wrong
-    problems = checks.problems(config, host_memory_mib)
+    problems = checks.conflicts(config, host_memory_mib)
     if problems:
         raise _told(problems, stack)
     return config

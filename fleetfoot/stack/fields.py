@@ -25,11 +25,8 @@ Group = Literal[
     "workers",
 ]
 GROUPS: tuple[str, ...] = get_args(Group)
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MiB|GiB)")
-_TAINT = re.compile(r"[^=:\s]+(=[^=:\s]*)?:(NoSchedule|PreferNoSchedule|NoExecute)")
 _MIB = {"MiB": 1, "GiB": 1024}
-_RESOURCE = re.compile(r"[a-z]+(\.[a-z0-9]([-.a-z0-9]*[a-z0-9])?)?")
 WEIGHT, _MOST_WEIGHT, _IDLE = 100, 10_000, "idle"  # systemd's own
 
 
@@ -37,13 +34,16 @@ def _refuse(message: str) -> PydanticCustomError:
     return PydanticCustomError("fleetfoot", "{message}", {"message": message})
 
 
-def _dns_label(value: str) -> str:
-    if not _LABEL.fullmatch(value):
-        raise _refuse(
-            f"{value!r} is no DNS label, so no machine could have it in its name; use lower-case"
-            " letters, digits and inner hyphens, at most 63"
-        )
-    return value
+def _matching(pattern: str, otherwise: str) -> AfterValidator:
+    """Refuse strings that are not as a whole as a pattern says, and tell what they are not."""
+    whole = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if not whole.fullmatch(value):
+            raise _refuse(f"{value!r} is no {otherwise}")
+        return value
+
+    return AfterValidator(check)
 
 
 def _size(value: object) -> int:
@@ -66,24 +66,6 @@ def _subnet(value: str) -> str:
         ) from wrong
 
 
-def _taint(value: str) -> str:
-    if not _TAINT.fullmatch(value):
-        raise _refuse(
-            f"{value!r} is no taint, so kubelets would refuse to start; write key=value:Effect with"
-            " NoSchedule, PreferNoSchedule or NoExecute"
-        )
-    return value
-
-
-def _resource(value: str) -> str:
-    if not _RESOURCE.fullmatch(value):
-        raise _refuse(
-            f"{value!r} is no resource, so no apiserver would start with it; write its plural, and"
-            " its API group after a dot, such as pods or jobs.batch"
-        )
-    return value
-
-
 def _weight(value: object) -> int:
     if value == _IDLE:
         return IDLE
@@ -95,9 +77,30 @@ def _weight(value: object) -> int:
     return value
 
 
-Label = Annotated[str, AfterValidator(_dns_label)]
+Label = Annotated[
+    str,
+    _matching(
+        r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?",
+        "DNS label, so no machine could have it in its name; use lower-case letters, digits and"
+        " inner hyphens, at most 63",
+    ),
+]
+Taint = Annotated[
+    str,
+    _matching(
+        r"[^=:\s]+(=[^=:\s]*)?:(NoSchedule|PreferNoSchedule|NoExecute)",
+        "taint, so kubelets would refuse to start; write key=value:Effect with NoSchedule,"
+        " PreferNoSchedule or NoExecute",
+    ),
+]
+Resource = Annotated[
+    str,
+    _matching(
+        r"[a-z]+(\.[a-z0-9]([-.a-z0-9]*[a-z0-9])?)?",
+        "resource, so no apiserver would start with it; write its plural, and its API group after"
+        " a dot, such as pods or jobs.batch",
+    ),
+]
 Weight = Annotated[int, BeforeValidator(_weight)]
 Size = Annotated[int, BeforeValidator(_size)]
-Taint = Annotated[str, AfterValidator(_taint)]
-Resource = Annotated[str, AfterValidator(_resource)]
 Subnet = Annotated[str, AfterValidator(_subnet)]
