@@ -9,13 +9,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from fleetfoot import artifacts
 from fleetfoot.cluster import Cluster
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.network import NetworkSpec
 from fleetfoot.machines.spec import BootImage, Budget, MachineSpec
-from fleetfoot.paths import StackPaths, private_dir
+from fleetfoot.paths import PROJECT, StackPaths, private_dir
 from fleetfoot.shell import run
 from fleetfoot.stack import config, onboarding
 from fleetfoot.stack.bootimage import boot_image
@@ -29,7 +31,16 @@ if TYPE_CHECKING:
 
     from fleetfoot.machines.fleet import Machine
 
-__all__ = ["CONTROL", "CONTROL_POOL", "NETWORK", "STACK", "BenchCluster", "on_cpus", "running"]
+__all__ = [
+    "CONTROL",
+    "CONTROL_POOL",
+    "NETWORK",
+    "STACK",
+    "BenchCluster",
+    "on_cpus",
+    "running",
+    "shipped",
+]
 
 STACK = "bench"
 CONTROL = "control-1"
@@ -51,6 +62,18 @@ CONTROL_POOL: dict[str, Any] = {
 _CONFIG = {"network": NETWORK, "pools": [CONTROL_POOL], "sample": {"enabled": False}}
 
 
+def shipped(stack: str, key: str) -> Any:
+    """Return what a stack that comes with the project has.
+
+    Args:
+        stack: Its name.
+        key: A key of its configuration, without `fleetfoot:`.
+    """
+    return yaml.safe_load((PROJECT / f"Pulumi.{stack}.yaml").read_text())["config"][
+        f"fleetfoot:{key}"
+    ]
+
+
 class BenchCluster:
     """A running control plane that workers can join.
 
@@ -60,11 +83,25 @@ class BenchCluster:
         control: Address of the first control machine.
     """
 
-    def __init__(self, fleet: Fleet, control: str, images: dict[str, BootImage]) -> None:
+    def __init__(
+        self,
+        wanted: config.StackConfig,
+        fleet: Fleet,
+        control: str,
+        images: dict[str, BootImage],
+    ) -> None:
+        self._wanted = wanted
         self.fleet = fleet
         self.cluster = Cluster(STACK)
         self.control = control
         self.images = images
+
+    def sizes(self) -> dict[str, Any]:
+        """Return what machines and groups of apiservers have, for the setup of a report."""
+        return {
+            "memory_mib": {pool.name: pool.memory for pool in self._wanted.pools},
+            "apiservers": self._wanted.apiservers.model_dump(),
+        }
 
     def address(self, name: str) -> str:
         """Return the address that a machine has or will have."""
@@ -183,7 +220,7 @@ def _up(
     inventory = render(STACK, wanted, addresses, fleet.network.spec.gateway)
     playbook = {"stack": STACK, "name": "site", "playbook": "site.yml", "inventory": inventory}
     onboarding.run(playbook)
-    return BenchCluster(fleet, addresses[CONTROL], images)
+    return BenchCluster(wanted, fleet, addresses[CONTROL], images)
 
 
 def _spec(

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 import kubernetes
 import urllib3
-import yaml
 
 from fleetfoot.bench import cluster, plot
 from fleetfoot.bench.load import Generator, node
@@ -33,7 +32,6 @@ from fleetfoot.bench.report import Goal, Report, now, summary
 from fleetfoot.bench.windows import plain, turns
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ssh
-from fleetfoot.paths import PROJECT
 from fleetfoot.shell import run as run_program
 from fleetfoot.stack import sides
 from fleetfoot.stack.inventory import API_PORTS
@@ -50,7 +48,7 @@ __all__ = ["ARMS", "ROUNDS", "arms_of", "goals", "run"]
 ROUNDS = 3
 ARMS = ("idle", "scheduler", "apiserver")
 _NODES, _PODS_AT_MOST = 20, 1000  # of a node
-_OBJECTS, _RATE, _ATTEMPTS = 100, 50, 20
+_OBJECTS, _RATE, _ATTEMPTS = 100, 50, 6
 _ENGINES, _BURST, _PERIOD = 2, 5, 2
 _SECONDS, _BEFORE, _WATCHED = 25, 5, 15
 _EVERY = 0.1
@@ -73,7 +71,7 @@ def run(target: Path, rounds: int = ROUNDS, progress: Callable[[str], None] = pr
     """
     started = now()
     measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
-    with cluster.running((), progress, changes={"pools": _pools()}) as bench:
+    with cluster.running((), progress, changes=_changes()) as bench:
         scene = _Scene(bench, Generator(cluster.STACK, (), progress))
         with scene.generator.nodes(scene.nodes), scene.watching():
             scene.fill()
@@ -93,7 +91,9 @@ def run(target: Path, rounds: int = ROUNDS, progress: Callable[[str], None] = pr
         "online_rate": _RATE,
         "offline_engines": _ENGINES,
         "rounds": rounds,
+        "attempts": _ATTEMPTS,
         "etcd_data": "disk",
+        **bench.sizes(),
     }
     report = Report("failover", arms, ratios, measured, started, setup, goals(arms))
     report.write(target)
@@ -127,14 +127,20 @@ def goals(arms: Mapping[str, Mapping[str, float]]) -> dict[str, Goal]:
     worst = max(found[f"{arm}_seconds"] for arm in ARMS[1:])
     return {
         "worst_next_bound_seconds": Goal(_BOUND_SECONDS, worst),
-        "failed_online_requests": Goal(0, found["failed_online_requests"]),
+        **{
+            key: Goal(0, found[key])
+            for key in ("failed_online_requests", "dropped_online_requests")
+        },
     }
 
 
-def _pools() -> list[dict[str, Any]]:
-    """The control pools of the stack `ha`."""
-    config = yaml.safe_load((PROJECT / "Pulumi.ha.yaml").read_text())["config"]
-    return [pool for pool in config["fleetfoot:pools"] if pool["groups"] != ["workers"]]
+def _changes() -> dict[str, Any]:
+    """The control pools of the stack `ha`, and what its apiservers may use."""
+    pools = cluster.shipped("ha", "pools")
+    return {
+        "pools": [pool for pool in pools if pool["groups"] != ["workers"]],
+        "apiservers": cluster.shipped("ha", "apiservers"),
+    }
 
 
 class _Scene:

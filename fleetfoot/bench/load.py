@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,6 @@ __all__ = ["Client", "Generator", "Running", "Side", "node"]
 _SCRIPTS = Path(__file__).parent / "k6"
 _STAGES = Path(__file__).parent / "nodes.yaml"
 _LEASE_SECONDS = 40  # as kubelets have it
-_START_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ class Side:
         error_rate: Part of the requests that failed or could not even be sent in time.
         throughput: Successful requests a second.
         pods: Pods made a second.
+        watch_error_rate: Part of the watches that failed.
         p99_of: The same by operation.
     """
 
@@ -59,6 +58,7 @@ class Side:
     error_rate: float
     throughput: float
     pods: float
+    watch_error_rate: float
     p99_of: dict[str, float]
 
     @classmethod
@@ -91,6 +91,7 @@ class Side:
             error_rate=1 - good / (latency["count"] + dropped),
             throughput=good / seconds,
             pods=found.get(f"pods{{{of}}}", {}).get("count", 0) / seconds,
+            watch_error_rate=found.get(f"watches_failed{{{of}}}", {}).get("rate", 0.0),
             p99_of={
                 name.removeprefix(start).removesuffix("}"): values["p(99)"]
                 for name, values in found.items()
@@ -247,10 +248,11 @@ class Generator:
                 )
 
         try:
-            time.sleep(_START_SECONDS)
-            check()
             yield
             check()
+        except FleetfootError:
+            check()  # what was waited for in vain had this cause
+            raise
         finally:
             process.terminate()
             process.wait()

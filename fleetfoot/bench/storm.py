@@ -153,6 +153,8 @@ class Scene:
             **_side("online", online),
             **_side("offline", offline),
             "offline_pods": offline.pods,
+            "offline_watch_error_rate": offline.watch_error_rate,
+            "late_offline_requests": float(work.get("late", {}).get("values", {}).get("count", 0)),
             **usage,
             "leader_changes": float(sum(self._leaders()) - sum(leaders)),
             "saturated_online_p99_ms": full_online.p99,

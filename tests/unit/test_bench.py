@@ -64,6 +64,7 @@ SUMMARY = {
     "failed{phase:storm}": {"values": {"rate": 0.1, "passes": 9, "fails": 81}},
     "failed{phase:idle}": {"values": {"rate": 0, "passes": 0, "fails": 0}},
     "dropped_iterations": {"values": {"count": 10, "rate": 1.0}},
+    "watches_failed{phase:storm}": {"values": {"rate": 0.25, "passes": 1, "fails": 3}},
     "pods{phase:storm}": {"values": {"count": 20, "rate": 2.0}},
 }
 
@@ -71,6 +72,7 @@ SUMMARY = {
 def test_requests_that_could_not_be_sent_in_time_are_errors() -> None:
     side = Side.parse(SUMMARY, "storm", 10)
     assert (side.p50, side.p99, side.pods) == (4.0, 40.0, 2.0)
+    assert side.watch_error_rate == pytest.approx(0.25)
     assert side.throughput == pytest.approx(8.1)
     assert side.error_rate == pytest.approx(0.19)
     assert side.p99_of == {"get": 30.0}
@@ -119,6 +121,8 @@ ARMS = {
         "offline_throughput": throughput,
         "saturated_offline_throughput": full,
         "leader_changes": 0.0,
+        "online_error_rate": 0.0,
+        "late_offline_requests": 0.0,
     }
     for arm, p99, throughput, full in (
         ("shared", 120.0, 40.0, 60.0),
@@ -144,8 +148,13 @@ def test_arms_are_compared_by_what_the_storm_does_to_online() -> None:
 def test_goals_of_the_apiserver_bench_are_judged_one_by_one() -> None:
     assert all(goal.met for goal in apiserver.goals(ARMS).values())
     worse = {
-        "shared": {**ARMS["shared"], "storm_over_idle_p99": 9.9},
-        "split": {**ARMS["split"], "leader_changes": 1.0, "offline_throughput": 29.0},
+        "shared": {**ARMS["shared"], "storm_over_idle_p99": 9.9, "late_offline_requests": 1.0},
+        "split": {
+            **ARMS["split"],
+            "leader_changes": 1.0,
+            "offline_throughput": 29.0,
+            "online_error_rate": 0.001,
+        },
     }
     met = {name: goal.met for name, goal in apiserver.goals(worse).items()}
     assert met == {
@@ -153,11 +162,13 @@ def test_goals_of_the_apiserver_bench_are_judged_one_by_one() -> None:
         "shared_storm_over_idle_p99": False,
         "offline_throughput": False,
         "leader_changes": False,
+        "online_error_rate": False,
+        "late_offline_requests": False,
     }
 
 
-def kills(*waited: float, failed: float = 0.0) -> list[dict[str, float]]:
-    counts = {"online_requests": 1250.0, "resent": 3.0, "failed": failed, "dropped": 0.0}
+def kills(*waited: float, failed: float = 0.0, dropped: float = 0.0) -> list[dict[str, float]]:
+    counts = {"online_requests": 1250.0, "resent": 3.0, "failed": failed, "dropped": dropped}
     return [{"next_bound_s": seconds, "online_p99_ms": 9.0, **counts} for seconds in waited]
 
 
@@ -165,7 +176,7 @@ def test_the_worst_failover_and_every_failed_request_count() -> None:
     rounds = {
         "idle": kills(0.1, 0.1, 0.1),
         "scheduler": [*kills(3.0, 5.1), *kills(2.0, failed=1.0)],
-        "apiserver": kills(0.3, 0.2, 0.4),
+        "apiserver": kills(0.3, 0.2, 0.4, dropped=2.0),
     }
     arms = failover.arms_of(rounds)
     assert arms["scheduler"]["next_bound_s"] == 3.0
@@ -173,7 +184,7 @@ def test_the_worst_failover_and_every_failed_request_count() -> None:
         "scheduler_seconds": 5.1,
         "apiserver_seconds": 0.4,
         "failed_online_requests": 1.0,
-        "dropped_online_requests": 0.0,
+        "dropped_online_requests": 6.0,
     }
     assert not any(goal.met for goal in failover.goals(arms).values())
     good = failover.arms_of(dict.fromkeys(rounds, kills(0.5)))

@@ -1,5 +1,5 @@
 // Online clients of a control plane of several machines: a request that fails is sent again, to the next
-// load balancer, as a client with both addresses does (open loop).
+// load balancer, as a client with both addresses does (open loop); after 0.1 s, then twice as long each time.
 import http from 'k6/http';
 import exec from 'k6/execution';
 import { sleep } from 'k6';
@@ -42,7 +42,7 @@ export default function () {
     answer = ask(fronts[attempt % fronts.length]);
     if (answer.status === 200) break;
     resent.add(1);
-    sleep(0.1);
+    sleep(0.1 * 2 ** attempt);
   }
   latency.add(Date.now() - began);
   failed.add(answer.status !== 200);

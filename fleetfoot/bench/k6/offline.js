@@ -6,13 +6,15 @@ import http from 'k6/http';
 import exec from 'k6/execution';
 import { sleep } from 'k6';
 import { Counter, Rate, Trend } from 'k6/metrics';
-import { counted, duration, lines, windows } from './windows.js';
+import { counted, duration, lines, waited, windows } from './windows.js';
 
 const { URL, NAMESPACE, ENGINES, BURST, PERIOD, CERTIFICATE, KEY, SUMMARY } = __ENV;
 const place = `${URL}/api/v1/namespaces/${NAMESPACE}/pods`;
 const latency = new Trend('latency', true);
 const failed = new Rate('failed');
 const pods = new Counter('pods');
+const watches = new Rate('watches_failed');
+const late = new Counter('late');
 
 const periods = { storm: Number(PERIOD) * 1000, saturated: 0 };
 const engines = { executor: 'constant-vus', vus: Number(ENGINES), duration: duration() };
@@ -27,7 +29,7 @@ export const options = {
   batch: Number(BURST),
   batchPerHost: Number(BURST),
   summaryTrendStats: ['p(50)', 'p(99)', 'max', 'count'],
-  thresholds: lines(['latency', 'failed', 'pods'], ['create', 'list', 'delete']),
+  thresholds: lines(['latency', 'failed', 'pods', 'watches_failed'], ['create', 'list', 'delete']),
 };
 
 function manifest(name, engine) {
@@ -43,11 +45,12 @@ function manifest(name, engine) {
   });
 }
 
-// Note what was answered; a client that is told to wait does so.
+// Note what was answered; a client that is told to wait does so. What ends where nobody should work is late.
 function note(phase, op, answers) {
+  if (counted(Date.now()) === 'idle') late.add(answers.length);
   if (phase) {
     for (const answer of answers) {
-      latency.add(answer.timings.duration, { phase, op });
+      latency.add(waited(answer), { phase, op });
       failed.add(answer.status < 200 || answer.status > 299, { phase, op });
     }
     if (op === 'create') pods.add(answers.filter((answer) => answer.status === 201).length, { phase, op });
@@ -97,7 +100,9 @@ export function work() {
 export function watch() {
   until((next() || windows[0]).begin);
   const query = `watch=1&timeoutSeconds=5&labelSelector=engine%3De${exec.vu.idInTest}`;
+  const phase = counted(Date.now());
   const answer = http.get(`${place}?${query}`, { timeout: '30s' });
+  if (phase) watches.add(answer.status !== 200, { phase });
   if (answer.status !== 200) sleep(1);
 }
 

@@ -3,7 +3,7 @@
 import http from 'k6/http';
 import exec from 'k6/execution';
 import { Rate, Trend } from 'k6/metrics';
-import { counted, duration, lines } from './windows.js';
+import { counted, duration, lines, waited } from './windows.js';
 
 const { URL, NAMESPACE, OBJECTS, RATE, CERTIFICATE, KEY, SUMMARY } = __ENV;
 const place = `${URL}/api/v1/namespaces/${NAMESPACE}/configmaps`;
@@ -48,7 +48,7 @@ export default function () {
   const phase = counted(Date.now());
   const [op, answer] = ask(`online-${exec.scenario.iterationInTest % Number(OBJECTS)}`);
   if (!phase) return;
-  latency.add(answer.timings.duration, { phase, op });
+  latency.add(waited(answer), { phase, op });
   failed.add(answer.status !== 200, { phase, op });
 }
 

@@ -15,6 +15,11 @@ export function counted(began) {
   return window && window.phase;
 }
 
+// What a client waited for an answer, with the connection that it may have had to make.
+export function waited({ timings }) {
+  return timings.blocked + timings.connecting + timings.tls_handshaking + timings.duration;
+}
+
 // Metrics that get lines of their own in the summary, by phase, for they are named here.
 export function lines(metrics, ops) {
   const tags = phases.flatMap((phase) => [`phase:${phase}`, ...ops.map((op) => `phase:${phase},op:${op}`)]);
