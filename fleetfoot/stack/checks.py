@@ -161,7 +161,15 @@ def _image(pool: PoolConfig) -> list[str]:
 
 def _budgets(config: StackConfig) -> list[str]:
     """Bounds of apiservers that their machines do not have: some kernels refuse to set them."""
-    return [
+    together = [
+        f"fleetfoot:apiservers: the groups on a machine of pool {pool.name} may use {wanted} MiB"
+        f" together, and it has {pool.memory} MiB, so they would starve each other and etcd; lower"
+        " a group's memory, or give the pool more"
+        for pool in config.pools
+        if (wanted := _bounded(config, pool)) > pool.memory
+        and all((limits.memory or 0) <= pool.memory for _, limits in config.apiservers)
+    ]
+    return together + [
         f"fleetfoot:apiservers.{name}.{key}: {wanted:g}{unit} is more than a machine of pool"
         f" {pool.name} has ({has:g}{unit}), so it would bound nothing and hosts with cgroup v1"
         " would refuse it; lower it, leave it out, or give the pool more"
@@ -173,6 +181,15 @@ def _budgets(config: StackConfig) -> list[str]:
         )
         if wanted is not None and wanted > has
     ]
+
+
+def _bounded(config: StackConfig, pool: PoolConfig) -> int:
+    """MiB that apiservers of a pool's machine may use as far as they have a budget."""
+    return sum(
+        limits.memory or 0
+        for name, limits in config.apiservers
+        if f"apiserver_{name}" in pool.groups
+    )
 
 
 def _namespaces(config: StackConfig) -> list[str]:

@@ -136,7 +136,7 @@ class ApiserversConfig(_Strict):
 
     max_requests: Annotated[int, Field(ge=10, le=10_000)] = 400
     max_mutating_requests: Annotated[int, Field(ge=5, le=10_000)] = 200
-    cpus: Annotated[float, Field(gt=0, le=256)] | None = None
+    cpus: Annotated[float, Field(ge=0.01, le=256)] | None = None
     weight: Weight = WEIGHT
     memory: Annotated[Size, Field(ge=512, le=4 * 1024 * 1024)] | None = None
     gc_percent: Annotated[int, Field(ge=20, le=10_000)] = 800

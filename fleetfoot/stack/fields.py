@@ -13,7 +13,7 @@ from fleetfoot.machines.spec import IDLE
 
 __all__ = ["GROUPS", "WEIGHT", "Group", "Label", "Resource", "Size", "Subnet", "Taint", "Weight"]
 
-Group = Literal[
+_Group = Literal[
     "etcd",
     "etcd_events",
     "apiserver_online",
@@ -24,7 +24,7 @@ Group = Literal[
     "load_balancer",
     "workers",
 ]
-GROUPS: tuple[str, ...] = get_args(Group)
+GROUPS: tuple[str, ...] = get_args(_Group)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MiB|GiB)")
 _MIB = {"MiB": 1, "GiB": 1024}
 WEIGHT, _MOST_WEIGHT, _IDLE = 100, 10_000, "idle"  # systemd's own
@@ -44,6 +44,15 @@ def _matching(pattern: str, otherwise: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _group(value: object) -> object:
+    if value == "kube_apiserver":
+        raise _refuse(
+            "'kube_apiserver' is both groups of apiservers, so nobody could tell whose clients the"
+            " machines take; write apiserver_online, apiserver_offline, or both"
+        )
+    return value
 
 
 def _size(value: object) -> int:
@@ -77,6 +86,7 @@ def _weight(value: object) -> int:
     return value
 
 
+Group = Annotated[_Group, BeforeValidator(_group)]
 Label = Annotated[
     str,
     _matching(

@@ -16,7 +16,7 @@ from fleetfoot.stack.fields import GROUPS
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from fleetfoot.stack.config import ApiserversConfig, StackConfig
+    from fleetfoot.stack.config import ApiserversConfig, PoolConfig, StackConfig
 
 __all__ = [
     "API_PORTS",
@@ -83,7 +83,7 @@ def render(
     ssh = f"-o UserKnownHostsFile={paths.known_hosts} -o StrictHostKeyChecking=yes"
     hosts: dict[str, dict[str, Any]] = {}
     members: dict[str, dict[str, Any]] = {group: {"hosts": {}} for group in GROUPS}
-    memories = {pool.name: pool.memory for pool in config.pools}
+    halves = {pool.name: _half(config, pool) for pool in config.pools}
     for pool in config.pools:
         for name in (name for name in pool.machine_names if name in addresses):
             facts = {"ansible_host": addresses[name], "fleetfoot_pool": pool.name}
@@ -96,7 +96,7 @@ def render(
         side = members[f"apiserver_{name}"]
         side["vars"] = _limits(limits, len(side["hosts"]))
         for host in side["hosts"]:
-            memory = limits.memory or memories[hosts[host]["fleetfoot_pool"]] // 2
+            memory = limits.memory or halves[hosts[host]["fleetfoot_pool"]]
             target = memory * _TARGET_PERCENT // 100
             side["hosts"][host] = {"kube_apiserver_memory_target": f"{target}MiB"}
     members["etcd"]["vars"] = {"etcd_quota_bytes": config.etcd.quota << 20}
@@ -126,6 +126,15 @@ def render(
             },
         }
     }
+
+
+def _half(config: StackConfig, pool: PoolConfig) -> int:
+    """MiB of a pool's machine for each of its apiservers that has no budget: half of it for all."""
+    unbounded = sum(
+        f"apiserver_{name}" in pool.groups and limits.memory is None
+        for name, limits in config.apiservers
+    )
+    return pool.memory // 2 // max(1, unbounded)
 
 
 def _limits(limits: ApiserversConfig, instances: int) -> dict[str, Any]:

@@ -131,7 +131,15 @@ LANES = (
         shares=10,
         precedence=1000,
         subjects=(("Group", "system:authenticated"),),
-        rules=({"verbs": ["list"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": True},),
+        # A watch may begin with all that a list has; without that, it needs its seat for a moment.
+        rules=(
+            {
+                "verbs": ["list", "watch"],
+                "apiGroups": ["*"],
+                "resources": ["*"],
+                "clusterScope": True,
+            },
+        ),
         queues=16,
     ),
     Lane(

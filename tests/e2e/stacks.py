@@ -191,31 +191,56 @@ def run(*argv: str | Path, check: bool = True, timeout: float = 1200) -> str:
     return done.stdout
 
 
-def ask(
-    stack: Stack, group: str, path: str, *, identity: str = "", token: str = ""
-) -> tuple[int, Message]:
-    """Return status and headers of a request to a group's front end.
+class Front:
+    """A client of a group's front end on the first control machine.
 
     Args:
         stack: The environment.
         group: Whose front end.
-        path: Path to read.
         identity: Whose certificate to show, a folder below the stack's `pki`.
         token: Bearer token.
     """
-    pki = StackPaths(stack.name).root / "pki"
-    context = ssl.create_default_context(cafile=str(pki / "kubernetes" / "ca.crt"))
-    if identity:
-        context.load_cert_chain(pki / identity / "client.crt", pki / identity / "client.key")
-    address = stack.machine("control-1")["address"]
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(f"https://{address}:{API_PORTS[group]}{path}", headers=headers)
-    try:
-        with urllib.request.urlopen(request, context=context, timeout=60) as reply:
-            return reply.status, reply.headers
-    except urllib.error.HTTPError as refused:
-        with refused:
-            return refused.code, refused.headers
+
+    def __init__(self, stack: Stack, group: str, *, identity: str = "", token: str = "") -> None:
+        pki = StackPaths(stack.name).root / "pki"
+        self._context = ssl.create_default_context(cafile=str(pki / "kubernetes" / "ca.crt"))
+        if identity:
+            pair = (pki / identity / "client.crt", pki / identity / "client.key")
+            self._context.load_cert_chain(*pair)
+        self._url = f"https://{stack.machine('control-1')['address']}:{API_PORTS[group]}"
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    def send(
+        self, path: str, method: str = "GET", body: Any = None, *, timeout: float = 60
+    ) -> tuple[int, Message, str]:
+        """Return status, headers and body of an answer.
+
+        Args:
+            path: Whereto.
+            method: How.
+            body: What to send, as plain data; a PATCH merges it.
+            timeout: Seconds to wait for it.
+
+        Raises:
+            TimeoutError: There was none in time.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._url + path, data, dict(self._headers), method=method)
+        if method == "PATCH":
+            request.add_header("Content-Type", "application/merge-patch+json")
+        try:
+            with urllib.request.urlopen(request, context=self._context, timeout=timeout) as reply:
+                return reply.status, reply.headers, reply.read().decode()
+        except urllib.error.HTTPError as refused:
+            with refused:
+                return refused.code, refused.headers, refused.read().decode()
+
+
+def ask(
+    stack: Stack, group: str, path: str, *, identity: str = "", token: str = ""
+) -> tuple[int, Message]:
+    """Return status and headers of a read; see `Front`."""
+    return Front(stack, group, identity=identity, token=token).send(path)[:2]
 
 
 class NodeWatch(threading.Thread):

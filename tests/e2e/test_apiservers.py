@@ -5,17 +5,18 @@ from __future__ import annotations
 import base64
 import json
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fleetfoot.machines.cgroups import Cgroup
 from fleetfoot.paths import StackPaths
 from fleetfoot.stack.inventory import API_PORTS
 from tests.e2e.stacks import Stack, ask, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.e2e
 
@@ -43,6 +44,28 @@ def test_both_groups_are_ready(environment: Stack) -> None:
     assert set(groups) == {"online", "offline"}
     assert all(row["ready"] for row in groups.values())
     assert len({row["endpoint"] for row in groups.values()}) == 2
+
+
+def test_the_offline_apiserver_has_its_budget(environment: Stack) -> None:
+    machine = Cgroup(environment.name, "control-1")
+    unit = "kube-apiserver@offline"
+    if machine.unified:
+        keys = "--property=CPUQuotaPerSecUSec --property=MemoryMax --value"
+        said = environment.ssh("control-1", f"systemctl show {keys} {unit}").split()
+        assert sorted(said) == ["1073741824", "500ms"]
+        return
+    for folder in machine.folders:
+        below = folder / "kube-apiserver-offline"
+        arguments = [
+            Path(f"/proc/{pid}/cmdline").read_text()
+            for pid in (below / "cgroup.procs").read_text().split()
+        ]
+        assert len(arguments) == 1
+        assert "offline" in arguments[0]
+    cpu, memory = (folder / "kube-apiserver-offline" for folder in machine.folders)
+    assert (cpu / "cpu.cfs_quota_us").read_text().strip() == "50000"
+    assert (cpu / "cpu.idle").read_text().strip() == "1"
+    assert (memory / "memory.limit_in_bytes").read_text().strip() == str(1 << 30)
 
 
 @pytest.mark.parametrize("path", READS)

@@ -134,7 +134,12 @@ def test_online_uses_memory_up_to_its_budget_or_half_its_machine(rendered: dict[
 
     assert limits(rendered, "online")["kube_apiserver_gc_percent"] == 800
     assert limits(rendered, "offline")["kube_apiserver_gc_percent"] == 100
-    assert target(rendered, "apiserver_online") == ["460MiB"]  # 0.9 of half of 1 GiB
+    # 0.9 of half of 1 GiB, which both groups share.
+    assert target(rendered, "apiserver_online") == ["230MiB"]
+    offline = {"offline": {"memory": "512MiB"}}
+    bounded = load({**CONFIG, "apiservers": offline}, host_memory_mib=64 * 1024)
+    alone = render("mine", bounded, ADDRESSES, "10.1.0.1")
+    assert target(alone, "apiserver_online") == ["460MiB"]
     budget = {"online": {"memory": "1000MiB", "gc_percent": 50}}
     config = load({**CONFIG, "apiservers": budget}, host_memory_mib=64 * 1024)
     found = render("mine", config, ADDRESSES, "10.1.0.1")

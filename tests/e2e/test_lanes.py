@@ -1,0 +1,107 @@
+"""Lanes without a seat left: whoever is in one waits, and nobody else does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fleetfoot.stack.sides import LANES
+from tests.e2e.stacks import Front, Stack, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.e2e
+
+LEVELS = "/apis/flowcontrol.apiserver.k8s.io/v1/prioritylevelconfigurations"
+#: A request of each lane that clients of this host can take.
+REQUESTS = {
+    "online": ("online", "operator", "/api/v1/namespaces/default/pods"),
+    "bulk": ("online", "operator", "/api/v1/pods"),
+    "offline": ("offline", "offline", "/api/v1/namespaces/offline/pods"),
+}
+_NO_SEATS = {"nominalConcurrencyShares": 0, "borrowingLimitPercent": 0, "lendablePercent": 0}
+_HANGS_SECONDS = 2
+
+
+@pytest.fixture(scope="module")
+def fronts(environment: Stack) -> dict[str, Front]:
+    """Clients by lane, and the operator's that works when nothing else does."""
+    clients = {
+        (group, identity): Front(environment, group, identity=identity)
+        for group, identity, _ in REQUESTS.values()
+    }
+    found = {lane: clients[group, identity] for lane, (group, identity, _) in REQUESTS.items()}
+    return {**found, "break-glass": Front(environment, "online", identity="break-glass")}
+
+
+@contextlib.contextmanager
+def without_seats(operator: Front, *lanes: str) -> Iterator[None]:
+    """Take all seats of lanes, as long running requests would, while the block runs."""
+
+    def patch(lane: str, limited: dict[str, int | None]) -> None:
+        path = f"{LEVELS}/fleetfoot-{lane}"
+        status, _, said = operator.send(path, "PATCH", {"spec": {"limited": limited}})
+        assert status == HTTPStatus.OK, said
+
+    before = {}
+    for lane in lanes:
+        limited = json.loads(operator.send(f"{LEVELS}/fleetfoot-{lane}")[2])["spec"]["limited"]
+        before[lane] = {key: limited.get(key) for key in _NO_SEATS}
+    try:
+        for lane in lanes:
+            patch(lane, {**_NO_SEATS})
+        yield
+    finally:
+        for lane, limited in before.items():
+            patch(lane, limited)
+
+
+def answered(fronts: dict[str, Front], lane: str) -> bool:
+    """Return whether a request of the lane is answered; it has a while."""
+    return fronts[lane].send(REQUESTS[lane][2])[0] == HTTPStatus.OK
+
+
+def hangs(fronts: dict[str, Front], lane: str) -> bool:
+    """Return whether a request of the lane waits."""
+    try:
+        fronts[lane].send(REQUESTS[lane][2], timeout=_HANGS_SECONDS)
+    except TimeoutError:
+        return True
+    return False
+
+
+def dispatched(operator: Front, lane: str) -> float:
+    """Return how many requests of a lane the online apiserver let through so far."""
+    start = "apiserver_flowcontrol_dispatched_requests_total{"
+    return sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in operator.send("/metrics")[2].splitlines()
+        if line.startswith(start) and f'priority_level="fleetfoot-{lane}"' in line
+    )
+
+
+@pytest.mark.parametrize("lane", REQUESTS)
+def test_a_full_lane_keeps_nobody_else_waiting(fronts: dict[str, Front], lane: str) -> None:
+    operator = fronts["break-glass"]
+    with without_seats(operator, lane):
+        eventually(lambda: hangs(fronts, lane))
+        assert all(answered(fronts, other) for other in REQUESTS if other != lane)
+        for other in ("nodes", "kubelets", "system"):
+            before = dispatched(operator, other)
+            eventually(lambda o=other, b=before: dispatched(operator, o) > b)
+        assert hangs(fronts, lane)
+    eventually(lambda: not hangs(fronts, lane))
+
+
+def test_break_glass_works_when_every_lane_is_full(fronts: dict[str, Front]) -> None:
+    operator = fronts["break-glass"]
+    with without_seats(operator, *(lane.name for lane in LANES)):
+        eventually(lambda: hangs(fronts, "online"))
+        for _, _, path in REQUESTS.values():
+            assert operator.send(path, timeout=_HANGS_SECONDS)[0] == HTTPStatus.OK
+    eventually(lambda: not hangs(fronts, "online"))
