@@ -21,6 +21,7 @@ __all__ = ["Status", "gather"]
 
 _CONNECT_SECONDS = 2
 _FEATURE_PREFIX = "feature.fleetfoot.dev/"
+_LOG_MIB = 64  # size of the log file that etcd makes next
 
 
 @dataclass(frozen=True)
@@ -100,19 +101,28 @@ def _etcd(stack: str, running: set[str]) -> list[dict[str, Any]]:
 
     def row(member: tuple[str, str, str]) -> dict[str, Any]:
         name, address, unit = member
-        ask = f"set -a; . /etc/{unit}/ctl.env; etcdctl endpoint status --write-out=json"
+        # The disk first: a member that it has no room for does not answer.
+        ask = (
+            f"df --output=avail --block-size=1M /var/lib/{unit} | tail -n 1;"
+            f" set -a; . /etc/{unit}/ctl.env; etcdctl endpoint status --write-out=json || true"
+        )
+        silent = {"member": name, "ready": False, "leads": False, "size_mib": 0, "alarms": []}
         try:
             if address not in running:
                 raise FleetfootError(f"{name} does not run")
-            said = json.loads(run([*ssh.command(stack), f"root@{address}", ask]))[0]["Status"]
-        except FleetfootError:
-            return {"member": name, "ready": False, "leads": False, "size_mib": 0, "alarms": []}
+            free, *told = run([*ssh.command(stack), f"root@{address}", ask]).splitlines()
+        except (FleetfootError, ValueError):
+            return silent
+        full = [f"DISK {int(free)} MiB free"] if int(free) < _LOG_MIB else []
+        if not told:
+            return {**silent, "alarms": full}
+        said = json.loads(told[0])[0]["Status"]
         return {
             "member": name,
             "ready": True,
             "leads": said["leader"] == said["header"]["member_id"],
             "size_mib": said["dbSize"] >> 20,
-            "alarms": said.get("errors", []),
+            "alarms": [*said.get("errors", []), *full],
         }
 
     with ThreadPoolExecutor() as pool:

@@ -67,11 +67,12 @@ def renew_worker(stack: Stack) -> None:
 def test_prolonged_authorities_turn_nobody_away(stack: Stack) -> None:
     before = {name: certificate(stack, name) for name in AUTHORITIES}
     # It trusts the old certificate, as workers and copies of kubeconfigs do.
-    with counting(stack) as online:
+    with counting(stack) as online, counting(stack, "offline", "offline") as offline:
         for name in AUTHORITIES:
             subprocess.run(["sh", "-c", PROLONG], cwd=folder(stack, name), check=True)
         stack.play("site.yml")
     assert not online.failed, online.failed
+    assert not offline.failed, offline.failed
     for name, old in before.items():
         new = certificate(stack, name)
         assert new.serial_number != old.serial_number

@@ -40,7 +40,28 @@ PROCESSES = [
 ]
 
 
-_SMALL_QUOTA, _FILLER_BYTES = 32 << 20, 900_000
+_SMALL_QUOTA, _FILLER_BYTES = 32 << 20, 250_000
+#: Put etcd's data on a small disk, and back.
+SMALL_DISK = """
+set -e
+systemctl stop etcd
+tar --create --file=/root/etcd.tar --directory=/var/lib/etcd .
+mount -t tmpfs -o size=400M tmpfs /var/lib/etcd
+tar --extract --same-owner --file=/root/etcd.tar --directory=/var/lib/etcd
+rm /root/etcd.tar
+systemctl start etcd
+"""
+LARGE_DISK = """
+set -e
+systemctl stop etcd
+rm --force /var/lib/etcd/filler
+tar --create --file=/root/etcd.tar --directory=/var/lib/etcd .
+umount /var/lib/etcd
+find /var/lib/etcd -mindepth 1 -delete
+tar --extract --same-owner --file=/root/etcd.tar --directory=/var/lib/etcd
+rm /root/etcd.tar
+systemctl start etcd
+"""
 
 
 @pytest.fixture(scope="module")
@@ -234,44 +255,88 @@ def small_etcd(ha: Stack) -> Iterator[None]:
         recovered(ha)
 
 
-def filler(number: int) -> dict[str, Any]:
-    """Return an object of the largest size."""
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": f"filler-{number}", "labels": {"filler": "yes"}},
-        "data": {"filler": "x" * _FILLER_BYTES},
-    }
+def fill(stack: Stack, folder: Path, kind: str, numbers: range) -> str:
+    """Create large objects; return what kubectl said."""
+    told = {"involvedObject": {"namespace": "default"}} if kind == "Event" else {}
+    items = [
+        {
+            "apiVersion": "v1",
+            "kind": kind,
+            "metadata": {
+                "name": f"filler-{number}",
+                "namespace": "default",
+                "labels": {"filler": "yes"},
+                "annotations": {"filler": "x" * _FILLER_BYTES},
+            },
+            **told,
+        }
+        for number in numbers
+    ]
+    file = folder / "fillers.json"
+    file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    return str(stack.fleetfoot("kubectl", "--", "create", "-f", str(file), check=False).stdout)
+
+
+def tidy(stack: Stack, kind: str) -> None:
+    """Remove large objects."""
+    stack.kubectl("delete", kind, "--namespace=default", "--selector=filler=yes")
 
 
 @pytest.mark.usefixtures("small_etcd")
-def test_a_full_etcd_says_so_and_recovers(ha: Stack, tmp_path: Path) -> None:
-    def create(*numbers: int) -> str:
-        file = tmp_path / "fillers.json"
-        file.write_text(
-            json.dumps({"apiVersion": "v1", "kind": "List", "items": [*map(filler, numbers)]})
-        )
-        return str(ha.fleetfoot("kubectl", "--", "create", "-f", str(file), check=False).stdout)
-
-    last = 2 * _SMALL_QUOTA // _FILLER_BYTES - 1
-    create(*range(last))
-    assert "database space exceeded" in create(last)
+@pytest.mark.parametrize(("kind", "unit"), [("ConfigMap", "etcd"), ("Event", "etcd-events")])
+def test_a_full_etcd_says_so_and_recovers(ha: Stack, tmp_path: Path, kind: str, unit: str) -> None:
+    last = 2 * _SMALL_QUOTA // _FILLER_BYTES
+    fill(ha, tmp_path, kind, range(last))
+    assert "database space exceeded" in fill(ha, tmp_path, kind, range(last, last + 1))
     alarms = {row["member"]: row["alarms"] for row in ha.status()["etcd"] if row["alarms"]}
-    assert set(alarms) == set(members(ha))
+    assert set(alarms) == set(members(ha, unit))
     assert all("NOSPACE" in told for found in alarms.values() for told in found)
-    assert ha.get("configmap", "filler-0")  # reads go on
-    ha.kubectl("delete", "configmaps", "--selector=filler=yes")
+    assert ha.get(kind, "filler-0", "--namespace=default")  # reads go on
+    tidy(ha, kind)
     for machine in members(ha):
-        ha.ssh(machine, "systemctl start etcd-recover")
+        ha.ssh(machine, f"systemctl start {unit}-recover")
     assert not any(row["alarms"] for row in ha.status()["etcd"])
-    assert "created" in create(0)
-    ha.kubectl("delete", "configmap", "filler-0")
+    assert "created" in fill(ha, tmp_path, kind, range(1))
+    tidy(ha, kind)
 
 
 @pytest.fixture
-def fresh() -> Iterator[Stack]:
-    """An environment that knows nothing yet."""
-    with Stack("e2e-fresh", 74) as stack:
+def small_disk(ha: Stack) -> Iterator[str]:
+    """A machine whose member of etcd has a disk that is soon full."""
+    machine = "quorum-1"
+    ha.ssh(machine, SMALL_DISK)
+    try:
+        yield machine
+    finally:
+        ha.ssh(machine, LARGE_DISK)
+        recovered(ha)
+
+
+def test_a_full_disk_says_so_and_the_others_go_on(
+    ha: Stack, small_disk: str, tmp_path: Path
+) -> None:
+    def member() -> Any:
+        return next(row for row in ha.status()["etcd"] if row["member"] == small_disk)
+
+    eventually(lambda: member()["ready"])
+    with counting(ha) as online:
+        ha.ssh(small_disk, "cat /dev/zero > /var/lib/etcd/filler", check=False)
+        # More than what is left of the log file that it writes to, which has its room already.
+        fill(ha, tmp_path, "ConfigMap", range((80 << 20) // _FILLER_BYTES))
+        eventually(lambda: not member()["ready"])
+        assert "DISK 0 MiB free" in member()["alarms"]
+        goes_on(online, 10)
+        ha.ssh(small_disk, "rm /var/lib/etcd/filler")
+        ha.ssh(small_disk, "etcd-restart etcd")
+        eventually(lambda: member()["ready"])
+    assert not member()["alarms"]
+    tidy(ha, "ConfigMap")
+
+
+@pytest.fixture(params=["local", pytest.param("ha", marks=pytest.mark.long)])
+def fresh(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """An environment that knows nothing yet, with one member of etcd or three."""
+    with Stack("e2e-fresh", 74, like=request.param) as stack:
         stack.control_only()
         stack.fleetfoot("up")
         yield stack
@@ -280,6 +345,8 @@ def fresh() -> Iterator[Stack]:
 def test_a_backup_is_restored_into_a_fresh_environment(
     ha: Stack, fresh: Stack, tmp_path: Path
 ) -> None:
+    for kind, name in (("configmap", "known"), ("secret", "hidden")):
+        ha.kubectl("delete", kind, name, "--ignore-not-found")
     ha.kubectl("create", "configmap", "known", "--from-literal=who=ha")
     ha.kubectl("create", "secret", "generic", "hidden", "--from-literal=what=treasure")
     backup = tmp_path / "etcd.tar"
@@ -291,3 +358,4 @@ def test_a_backup_is_restored_into_a_fresh_environment(
     assert fresh.get("configmap", "known")["data"] == {"who": "ha"}
     assert fresh.get("secret", "hidden")["data"] == {"what": "dHJlYXN1cmU="}
     assert all(row["ready"] for row in fresh.status()["apiservers"])
+    assert all(row["ready"] for row in fresh.status()["etcd"])

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from fleetfoot import artifacts
+from fleetfoot.cluster import is_ready
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.network import NetworkSpec
 from fleetfoot.machines.spec import BootImage, MachineSpec
@@ -32,6 +33,8 @@ CONTROL = ("control-0", "control-1", "control-2")
 # The sample's front ends stand on machines of their own; here they share.
 FRONTS = {"front-0": "control-0", "front-1": "control-1"}
 NODE = "worker-0"
+#: Where each group's apiservers listen on their machines.
+PORTS = {"online": 7443, "offline": 7444}
 RANGES = {"fleetfoot_pod_cidr": "10.69.0.0/16", "fleetfoot_service_cidr": "10.70.0.0/16"}
 
 
@@ -104,17 +107,38 @@ class Hosts:
         argv = ("-i", self.inventory, f"playbooks/{playbook}", *options)
         return run("ansible-playbook", *argv, check=check, timeout=2400)
 
-    def kubectl(self, *argv: str) -> str:
-        """Run kubectl as an operator."""
+    def kubectl(self, *argv: str, group: str = "online") -> str:
+        """Run kubectl as an operator, or as offline's submitter."""
         program = artifacts.directory() / "kubectl"
-        argv = (str(program), f"--kubeconfig={self.state / 'kubeconfig'}", *argv)
+        config = self.fleet.paths.kubeconfig_of(group)
+        argv = (str(program), f"--kubeconfig={config}", *argv)
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
+    def nodes(self) -> list[Any]:
+        """Return the nodes."""
+        found: list[Any] = json.loads(self.kubectl("get", "nodes", "-o", "json"))["items"]
+        return found
+
     def versions(self) -> set[str]:
-        """Return what apiservers behind the load balancers and kubelets say that they are."""
-        nodes = json.loads(self.kubectl("get", "nodes", "-o", "json"))["items"]
-        server = json.loads(self.kubectl("get", "--raw", "/version"))["gitVersion"]
-        return {server, *(node["status"]["nodeInfo"]["kubeletVersion"] for node in nodes)}
+        """Return what each apiserver and each kubelet says that it is."""
+        groups = yaml.safe_load(self.inventory.read_text())["all"]["children"]["kube_apiserver"]
+        servers = {
+            json.loads(
+                self.kubectl(
+                    "get",
+                    "--raw=/version",
+                    f"--server=https://{facts['ansible_host']}:{port}",
+                    group=group,
+                )
+            )["gitVersion"]
+            for group, port in PORTS.items()
+            for facts in self._facts(groups["children"][f"apiserver_{group}"]["hosts"])
+        }
+        return servers | {node["status"]["nodeInfo"]["kubeletVersion"] for node in self.nodes()}
+
+    def _facts(self, hosts: dict[str, Any]) -> list[dict[str, Any]]:
+        """Facts of hosts, which aliases have themselves."""
+        return [facts or {"ansible_host": self.addresses[name]} for name, facts in hosts.items()]
 
     def counting(self, group: str = "online", identity: str = "operator") -> Counter:
         """Return a client that asks either load balancer."""
@@ -132,7 +156,7 @@ def hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hosts]:
         made.write(programs)
         made.play("site.yml")
         made.play("onboard.yml")
-        eventually(lambda: '"True"' in made.kubectl("get", "nodes", "-o", "json"))
+        eventually(lambda: [is_ready(node) for node in made.nodes()] == [True])
         yield made
     finally:
         teardown(STACK, keep_state=False)
@@ -145,12 +169,14 @@ def test_an_upgrade_is_not_felt(hosts: Hosts) -> None:
     assert old != {wanted}
     assert len(old) == 1
     hosts.write(current)
-    with hosts.counting() as online:
+    with hosts.counting() as online, hosts.counting("offline", "offline") as offline:
         hosts.play("upgrade.yml")
-    print(f"{online.acknowledged} writes, {len(online.failed)} sent again: {online.failed[:5]}")
+    for side in (online, offline):
+        print(f"{side.acknowledged} writes, sent again: {side.failed}")
+    assert not online.failed, online.failed
     assert hosts.versions() == {wanted}
-    node = json.loads(hosts.kubectl("get", "node", NODE, "-o", "json"))
-    assert not node["spec"].get("unschedulable")
+    assert [is_ready(node) for node in hosts.nodes()] == [True]
+    assert not any(node["spec"].get("unschedulable") for node in hosts.nodes())
     assert list((hosts.state / "backups").glob(f"before-{wanted}-*.tar"))
     hosts.write(artifacts.earlier_directory("kubernetes-1.36", print))
     refused = hosts.play("upgrade.yml", check=False)
