@@ -66,8 +66,9 @@ class Cgroup:
             name: Its name.
             cpus: CPUs; 0 is no bound.
             memory: MiB; 0 is no bound.
-            weight: Share of contended CPU time; 100 is that of one busy thread of the machine's
-                other services, for those stand beside the group. `IDLE` is what nobody else wants.
+            weight: Share of contended CPU time; 100 is that of one busy thread at nice 0 of the
+                machine's other services, for those stand beside the group (at nice -10, as etcd is,
+                a thread counts nine times as much). `IDLE` is what nobody else wants.
         """
         if self.unified:
             return {}
