@@ -122,8 +122,8 @@ class ApiserversConfig(_Strict):
         max_requests: Reads in flight.
         max_mutating_requests: Writes in flight.
         cpus: CPUs; None means no bound but the machine's.
-        weight: Share of CPU time when the machine has too little. 100 is an ordinary service; online's
-            apiservers and etcd stand before those.
+        weight: Share of CPU time when the machine has too little. 100 is an ordinary service;
+            online's apiservers and etcd stand before those.
             `idle` (0 here) is what they leave.
         memory: MiB; None means no bound but the machine's.
         gc_percent: By how much its heap grows, in percent of what is in use, before it collects
