@@ -186,7 +186,11 @@ class _Scene:
         deadline = time.monotonic() + _READY_SECONDS
         while not self._bound:
             if time.monotonic() > deadline:
-                raise FleetfootError("no pod was bound", "there is nothing to compare with")
+                raise FleetfootError(
+                    f"no pod was bound within {_READY_SECONDS} s, though nothing was killed",
+                    "there is nothing to compare with",
+                    "run it again while nothing else runs on this host",
+                )
             time.sleep(_EVERY)
 
     def measure(self, arm: str) -> dict[str, float]:

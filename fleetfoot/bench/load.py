@@ -129,6 +129,7 @@ class Running:
             raise FleetfootError(
                 f"k6 ended with status {code}: {self.log.read_text(errors='replace')[-2000:]}",
                 "nothing was measured",
+                "mend what it names; where it names nothing, the host may have too little memory",
             )
         metrics: dict[str, Any] = json.loads(self.summary.read_text())
         return metrics
@@ -224,6 +225,7 @@ class Generator:
                 f"{failed['passes']} of {len(objects)} objects could not be made:"
                 f" {run.log.read_text(errors='replace')[-2000:]}",
                 "the cluster is not what should be measured",
+                "mend what the apiserver answered, then run it again",
             )
 
     @contextlib.contextmanager
@@ -245,6 +247,7 @@ class Generator:
                 raise FleetfootError(
                     f"kwok ended: {log.read_text(errors='replace')[-2000:]}",
                     "the nodes of what was measured were dead",
+                    "mend what it names, then run it again",
                 )
 
         try:

@@ -247,6 +247,7 @@ class Scene:
                 raise FleetfootError(
                     f"it did not come true within {_READY_SECONDS} s that {what}",
                     "the cluster is not what should be measured",
+                    "run it again while nothing else runs on this host, or with fewer --nodes",
                 )
             time.sleep(1)
 
