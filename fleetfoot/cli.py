@@ -154,7 +154,7 @@ def status(
         Path | None, typer.Option(help="With --boot: draw it as well (PNG or SVG).")
     ] = None,
 ) -> None:
-    """Show machines, apiservers and nodes, or (--boot) the stages of the machines' start."""
+    """Show machines, apiservers, etcd and nodes, or (--boot) the stages of the machines' start."""
     if boot:
         _boot_ledgers(stack, as_json=as_json, picture=picture)
         return

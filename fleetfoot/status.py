@@ -36,7 +36,7 @@ class Status:
     nodes: list[dict[str, Any]]
 
     def plain(self) -> dict[str, Any]:
-        """Return it as JSON-compatible data (keys: docs of `fleetfoot status --json`)."""
+        """Return it as JSON-compatible data (keys: docs/operations.md, "Status as data")."""
         return {
             "stack": self.stack,
             "engine": self.engine,
