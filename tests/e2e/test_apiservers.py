@@ -13,7 +13,7 @@ import pytest
 from fleetfoot.machines.cgroups import Cgroup
 from fleetfoot.paths import StackPaths
 from fleetfoot.stack.inventory import API_PORTS
-from tests.e2e.stacks import Stack, ask, eventually
+from tests.e2e.stacks import Stack, ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -224,42 +224,6 @@ def test_submitters_divert_no_traffic(
     environment.fleetfoot(*offline, "delete", "service", "mine", "--ignore-not-found")
     assert says in said.stdout
     assert (said.returncode == 0) == (says == "created")
-
-
-@pytest.mark.parametrize(
-    ("group", "identity", "path", "lane"),
-    [
-        ("offline", "offline", f"/api/v1/namespaces/{NAMESPACE}/pods", "fleetfoot-offline"),
-        ("online", "operator", "/api/v1/namespaces/default/pods", "fleetfoot-online"),
-        ("online", "operator", "/api/v1/pods", "fleetfoot-bulk"),
-        ("online", "break-glass", "/api/v1/pods", "exempt"),
-    ],
-)
-def test_a_request_takes_its_lane(
-    environment: Stack, group: str, identity: str, path: str, lane: str
-) -> None:
-    levels = environment.get("prioritylevelconfigurations")["items"]
-    names = {level["metadata"]["uid"]: level["metadata"]["name"] for level in levels}
-    status, headers = ask(environment, group, path, identity=identity)
-    assert status == HTTPStatus.OK
-    assert names[headers["X-Kubernetes-PF-PriorityLevel-UID"]] == lane
-
-
-def test_heartbeats_take_the_lane_of_nodes(environment: Stack) -> None:
-    def dispatched() -> dict[str, float]:
-        lines = environment.kubectl("get", "--raw", "/metrics").splitlines()
-        found: dict[str, float] = {}
-        for line in lines:
-            if line.startswith("apiserver_flowcontrol_dispatched_requests_total{"):
-                name = line.split('flow_schema="')[1].split('"')[0]
-                found[name] = float(line.rsplit(" ", 1)[1])
-        return found
-
-    before = dispatched().get("fleetfoot-nodes", 0)
-    eventually(lambda: dispatched().get("fleetfoot-nodes", 0) > before)
-    # What nodes ask besides, such as the status of pods, keeps nobody of the system waiting.
-    assert dispatched().get("fleetfoot-kubelets", 0) > 0
-    assert dispatched().get("fleetfoot-system", 0) > 0
 
 
 def test_events_are_in_their_own_etcd(environment: Stack, pod: dict[str, Any]) -> None:

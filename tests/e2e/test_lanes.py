@@ -1,4 +1,4 @@
-"""Lanes without a seat left: whoever is in one waits, and nobody else does."""
+"""Lanes: who takes which, and that nobody waits for another one's."""
 
 from __future__ import annotations
 
@@ -83,6 +83,35 @@ def dispatched(operator: Front, lane: str) -> float:
         for line in operator.send("/metrics")[2].splitlines()
         if line.startswith(start) and f'priority_level="fleetfoot-{lane}"' in line
     )
+
+
+@pytest.mark.parametrize(
+    ("group", "identity", "path", "lane"),
+    [
+        ("offline", "offline", "/api/v1/namespaces/offline/pods", "fleetfoot-offline"),
+        ("online", "operator", "/api/v1/namespaces/default/pods", "fleetfoot-online"),
+        ("online", "operator", "/api/v1/pods", "fleetfoot-bulk"),
+        ("online", "operator", "/api/v1/pods?watch=1&timeoutSeconds=1", "fleetfoot-bulk"),
+        ("online", "break-glass", "/api/v1/pods", "exempt"),
+    ],
+)
+def test_a_request_takes_its_lane(
+    environment: Stack, group: str, identity: str, path: str, lane: str
+) -> None:
+    levels = environment.get("prioritylevelconfigurations")["items"]
+    names = {level["metadata"]["uid"]: level["metadata"]["name"] for level in levels}
+    status, headers, _ = Front(environment, group, identity=identity).send(path)
+    assert status == HTTPStatus.OK
+    assert names[headers["X-Kubernetes-PF-PriorityLevel-UID"]] == lane
+
+
+def test_what_nodes_ask_has_lanes_of_its_own(fronts: dict[str, Front]) -> None:
+    operator = fronts["break-glass"]
+    before = dispatched(operator, "nodes")
+    eventually(lambda: dispatched(operator, "nodes") > before)
+    # What nodes ask besides, such as the status of pods, keeps nobody of the system waiting.
+    assert dispatched(operator, "kubelets") > 0
+    assert dispatched(operator, "system") > 0
 
 
 @pytest.mark.parametrize("lane", REQUESTS)
