@@ -37,6 +37,7 @@ def _named(playbook: Path, group: str) -> Iterator[str]:
         elif not group or group in play["hosts"].split(":"):
             for entry in play.get("roles", ()):
                 yield entry if isinstance(entry, str) else entry["role"]
+            yield from _included(play.get("tasks", []))
 
 
 def _collect(project: Path, role: str, seen: set[str]) -> None:
