@@ -197,9 +197,8 @@ def _boot_ledgers(stack: str, *, as_json: bool, picture: Path | None) -> None:
 def _print_status(found: Status) -> None:
     plain = found.plain()
     _out.print(f"stack {plain['stack']}, {plain['engine']} engine", highlight=False)
-    for section in ("machines", "apiservers", "nodes"):
-        rows: list[dict[str, Any]] = plain[section]
-        if not rows:
+    for section, rows in plain.items():
+        if not rows or isinstance(rows, str):
             continue
         table = Table(*rows[0], title=section, title_justify="left")
         for row in rows:

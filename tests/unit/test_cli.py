@@ -6,9 +6,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from fleetfoot import cli
 from fleetfoot.cli import app
 from fleetfoot.errors import FleetfootError
 from fleetfoot.stack import sides
+from fleetfoot.status import Status
 
 
 def printed(*argv: str) -> str:
@@ -40,3 +42,20 @@ def test_kubectl_can_read_each_object_by_itself() -> None:
 def test_an_address_that_pods_could_not_use_is_refused(url: str) -> None:
     with pytest.raises(FleetfootError, match="is no address of apiservers"):
         printed("--offline-url", url)
+
+
+def test_status_shows_every_part_with_its_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
+    member = {"member": "control-1", "ready": False, "leads": False, "size_mib": 0}
+    found = Status(
+        stack="mine",
+        engine="embedded",
+        machines=[{"name": "control-1", "ready": True}],
+        apiservers=[{"group": "online", "ready": True}],
+        etcd=[{**member, "alarms": ["DISK 3 MiB free"]}],
+        nodes=[],
+    )
+    monkeypatch.setattr(cli, "gather", lambda _: found)
+    done = CliRunner().invoke(app, ["status", "--stack", "mine"], catch_exceptions=False)
+    assert done.exit_code == 0
+    for said in ("machines", "apiservers", "etcd", "DISK 3 MiB free"):
+        assert said in done.stdout
