@@ -114,9 +114,10 @@ def _etcd(stack: str, running: set[str]) -> list[dict[str, Any]]:
         except (FleetfootError, ValueError):
             return silent
         full = [f"DISK {int(free)} MiB free"] if int(free) < _LOG_MIB else []
-        if not told:
+        answers = json.loads(told[0]) if told else None
+        if not answers:  # etcdctl says null
             return {**silent, "alarms": full}
-        said = json.loads(told[0])[0]["Status"]
+        said = answers[0]["Status"]
         return {
             "member": name,
             "ready": True,

@@ -37,3 +37,37 @@ def test_a_stack_from_before_events_had_an_etcd_is_told(paths: StackPaths) -> No
     assert status._etcd("mine", set()) == [
         {"member": "control-1", "ready": False, "leads": False, "size_mib": 0, "alarms": []}
     ]
+
+
+ANSWER = json.dumps(
+    [
+        {
+            "Status": {
+                "leader": 7,
+                "header": {"member_id": 7},
+                "dbSize": 5 << 20,
+                "errors": ["NOSPACE"],
+            }
+        }
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "ready", "alarms"),
+    [
+        (f" 900\n{ANSWER}\n", True, ["NOSPACE"]),
+        (f"   3\n{ANSWER}\n", True, ["NOSPACE", "DISK 3 MiB free"]),
+        ("   0\nnull\n", False, ["DISK 0 MiB free"]),
+        ("  64\n", False, []),
+        ("", False, []),
+    ],
+    ids=["room", "little-room", "no-room-and-silent", "silent", "no-such-folder"],
+)
+def test_a_member_says_what_alarms_it(
+    paths: StackPaths, monkeypatch: pytest.MonkeyPatch, said: str, ready: bool, alarms: list[str]
+) -> None:
+    record(paths, {"etcd": {"hosts": {"control-1": {}}}})
+    monkeypatch.setattr(status, "run", lambda _argv: said)
+    [row] = status._etcd("mine", {"10.1.0.2"})
+    assert (row["ready"], row["leads"], row["alarms"]) == (ready, ready, alarms)
