@@ -111,9 +111,10 @@ def _etcd(stack: str, running: set[str]) -> list[dict[str, Any]]:
             if address not in running:
                 raise FleetfootError(f"{name} does not run")
             free, *told = run([*ssh.command(stack), f"root@{address}", ask]).splitlines()
+            room = int(free)
         except (FleetfootError, ValueError):
             return silent
-        full = [f"DISK {int(free)} MiB free"] if int(free) < _LOG_MIB else []
+        full = [f"DISK {room} MiB free"] if room < _LOG_MIB else []
         answers = json.loads(told[0]) if told else None
         if not answers:  # etcdctl says null
             return {**silent, "alarms": full}
