@@ -103,7 +103,12 @@ def test_the_storm_is_the_smallest_that_reaches_ten_times_idle() -> None:
         return 2.0 * engines
 
     assert apiserver.smallest_storm(growth) == 8
-    assert asked == [1, 2, 4, 8]
+    assert asked == [1, 2, 4, 8, 8]
+
+
+def test_a_storm_that_reaches_it_once_by_luck_is_too_small() -> None:
+    looks = iter([10.5, 9.0, 21.0, 22.0])
+    assert apiserver.smallest_storm(lambda _: next(looks)) == 2
 
 
 def test_a_machine_that_no_storm_reaches_is_told() -> None:
