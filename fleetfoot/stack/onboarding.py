@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ __all__ = ["playbook_digest", "run"]
 
 _TAIL_LINES = 30
 _SITE = "site.yml"
+_VERSION = "kubernetes-version"  # file of a stack: what site.yml made of it last
+_NUMBER = re.compile(r"\d+")
 
 
 def playbook_digest(playbook: str) -> str:
@@ -46,9 +49,10 @@ def run(props: Mapping[str, Any]) -> None:
         FleetfootError: It failed; the message carries the end of its log. Or it would bring a
             running control plane to programs that it must not go to; then nothing was changed.
     """
-    if props["playbook"] == _SITE and not props.get("limit") and _upgrades(props["stack"]):
-        _play({**props, "name": "before-upgrade", "playbook": "before_upgrade.yml"})
-    _play(props)
+    if props["playbook"] == _SITE and not props.get("limit"):
+        _site(props)
+    else:
+        _play(props)
     for node in props.get("nodes") or []:
         Cluster(props["stack"]).wait_ready(node)
 
@@ -89,13 +93,37 @@ def _play(props: Mapping[str, Any]) -> None:
         )
 
 
-def _upgrades(stack: str) -> bool:
-    """Whether a running control plane has other programs than those that are offered now."""
-    cluster = Cluster(stack)
-    if not cluster.answers():
-        return False
+def _site(props: Mapping[str, Any]) -> None:
+    """Make the control plane; one that runs other programs is upgraded."""
+    cluster = Cluster(props["stack"])
     offered = json.loads((artifacts.directory() / "versions.json").read_text())["kube-apiserver"]
-    return bool(json.loads(cluster.kubectl("get", "--raw=/version"))["gitVersion"] != offered)
+    known = StackPaths(props["stack"]).root / _VERSION
+    if not cluster.answers():
+        if known.exists():
+            _check_step(known.read_text(), offered)
+    elif json.loads(cluster.kubectl("get", "--raw=/version"))["gitVersion"] != offered:
+        _play({**props, "name": "before-upgrade", "playbook": "before_upgrade.yml"})
+    _play(props)
+    write_private(known, offered)
+
+
+def _check_step(before: str, offered: str) -> None:
+    """Refuse a version that what is stored may not be taken to: nobody answers who could say more.
+
+    Raises:
+        FleetfootError: It is older, or more than a minor version on.
+    """
+    old, new = (
+        [int(part) for part in _NUMBER.findall(version)[:3]] for version in (before, offered)
+    )
+    if new < old or new[0] != old[0] or new[1] > old[1] + 1:
+        raise FleetfootError(
+            f"the control plane was Kubernetes {before}, does not answer, and would become"
+            f" {offered}: older, or more than one minor version on",
+            "stored objects could become unreadable, so no playbook was run",
+            f"bring it up with the version of this project that has {before}, then upgrade one"
+            " minor version at a time",
+        )
 
 
 def _whole(value: Any) -> Any:

@@ -1,0 +1,100 @@
+"""What happens before and after the control plane's playbook."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.paths import StackPaths
+from fleetfoot.stack import onboarding
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROPS = {"stack": "mine", "name": "site", "playbook": "site.yml", "inventory": {}}
+
+
+class Silent:
+    """A cluster that does not answer."""
+
+    version = ""
+
+    def __init__(self, _stack: str) -> None:
+        pass
+
+    def answers(self) -> bool:
+        return bool(self.version)
+
+    def kubectl(self, *_argv: str) -> str:
+        return json.dumps({"gitVersion": self.version})
+
+
+@pytest.fixture
+def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the playbooks that were run, on a stack whose folder is the test's own."""
+    names: list[str] = []
+    (tmp_path / "versions.json").write_text(json.dumps({"kube-apiserver": "v1.36.2"}))
+    monkeypatch.setattr(onboarding, "StackPaths", lambda name: StackPaths(name, tmp_path))
+    monkeypatch.setattr(onboarding.artifacts, "directory", lambda: tmp_path)
+    monkeypatch.setattr(onboarding, "Cluster", Silent)
+
+    def play(props: dict[str, Any]) -> None:
+        names.append(props["playbook"])
+
+    monkeypatch.setattr(onboarding, "_play", play)
+    return names
+
+
+def was(folder: Path, version: str) -> None:
+    file = StackPaths("mine", folder).root / "kubernetes-version"
+    file.parent.mkdir(parents=True)
+    file.write_text(version)
+
+
+def test_a_new_control_plane_is_made_and_its_version_noted(
+    played: list[str], tmp_path: Path
+) -> None:
+    onboarding.run(PROPS)
+    assert played == ["site.yml"]
+    assert (StackPaths("mine", tmp_path).root / "kubernetes-version").read_text() == "v1.36.2"
+
+
+@pytest.mark.parametrize("before", ["v1.36.2", "v1.36.0", "v1.35.4"])
+def test_one_that_does_not_answer_comes_back_at_most_a_step_on(
+    played: list[str], tmp_path: Path, before: str
+) -> None:
+    was(tmp_path, before)
+    onboarding.run(PROPS)
+    assert played == ["site.yml"]
+
+
+@pytest.mark.parametrize("before", ["v1.36.3", "v1.37.0", "v1.34.9", "v2.36.2"])
+def test_one_that_does_not_answer_is_not_taken_further(
+    played: list[str], tmp_path: Path, before: str
+) -> None:
+    was(tmp_path, before)
+    with pytest.raises(FleetfootError, match=rf"was Kubernetes {before}.*v1\.36\.2"):
+        onboarding.run(PROPS)
+    assert not played
+
+
+@pytest.mark.parametrize(
+    ("running", "first"), [("v1.36.2", []), ("v1.36.1", ["before_upgrade.yml"])]
+)
+def test_a_running_one_is_upgraded_with_its_refusals(
+    played: list[str], monkeypatch: pytest.MonkeyPatch, running: str, first: list[str]
+) -> None:
+    monkeypatch.setattr(Silent, "version", running)
+    onboarding.run(PROPS)
+    assert played == [*first, "site.yml"]
+
+
+def test_a_run_on_some_machines_is_no_upgrade(
+    played: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Silent, "version", "v1.36.1")
+    onboarding.run({**PROPS, "limit": ["control-2"]})
+    assert played == ["site.yml"]
