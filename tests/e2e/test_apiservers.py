@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,15 @@ def test_both_groups_are_ready(environment: Stack) -> None:
     assert set(groups) == {"online", "offline"}
     assert all(row["ready"] for row in groups.values())
     assert len({row["endpoint"] for row in groups.values()}) == 2
+
+
+def test_what_cannot_work_is_refused_before_any_machine_is_changed(environment: Stack) -> None:
+    within_pods = environment.config["fleetfoot:network"]["pods"].replace("/16", "/20")
+    with pytest.raises(AssertionError, match="overlaps") as told:
+        environment.play("site.yml", "-e", f"fleetfoot_service_cidr={within_pods}")
+    counts = re.findall(r"changed=(\d+)", str(told.value))
+    assert counts
+    assert set(counts) == {"0"}
 
 
 def test_the_offline_apiserver_has_its_budget(environment: Stack) -> None:
