@@ -27,7 +27,7 @@ import kubernetes
 import urllib3
 
 from fleetfoot.bench import cluster, plot
-from fleetfoot.bench.load import Generator, node
+from fleetfoot.bench.load import Generator, count, node
 from fleetfoot.bench.report import Goal, Report, now, summary
 from fleetfoot.bench.windows import plain, turns
 from fleetfoot.errors import FleetfootError
@@ -224,9 +224,9 @@ class _Scene:
         return {
             "next_bound_s": next_bound,
             "online_requests": float(failed["passes"] + failed["fails"]),
-            "resent": float(found.get("resent", {}).get("values", {}).get("count", 0)),
+            "resent": count(found, "resent"),
             "failed": float(failed["passes"]),
-            "dropped": float(found.get("dropped_iterations", {}).get("values", {}).get("count", 0)),
+            "dropped": count(found, "dropped_iterations"),
             "online_p99_ms": found["latency"]["values"]["p(99)"],
             "online_max_ms": found["latency"]["values"]["max"],
         }

@@ -19,7 +19,7 @@ from fleetfoot.paths import StackPaths, private_dir, write_private
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-__all__ = ["Client", "Generator", "Running", "Side", "node"]
+__all__ = ["Client", "Generator", "Running", "Side", "count", "node"]
 
 _SCRIPTS = Path(__file__).parent / "k6"
 _STAGES = Path(__file__).parent / "nodes.yaml"
@@ -83,14 +83,14 @@ class Side:
                 "there is nothing to compare",
                 "run it again with more --seconds",
             )
-        dropped = found.get("dropped_iterations", {}).get("count", 0)
+        dropped = count(metrics, "dropped_iterations")
         good = latency["count"] * (1 - failed["rate"])
         return cls(
             p50=latency["p(50)"],
             p99=latency["p(99)"],
             error_rate=1 - good / (latency["count"] + dropped),
             throughput=good / seconds,
-            pods=found.get(f"pods{{{of}}}", {}).get("count", 0) / seconds,
+            pods=count(metrics, f"pods{{{of}}}") / seconds,
             watch_error_rate=found.get(f"watches_failed{{{of}}}", {}).get("rate", 0.0),
             p99_of={
                 name.removeprefix(start).removesuffix("}"): values["p(99)"]
@@ -133,6 +133,16 @@ class Running:
             )
         metrics: dict[str, Any] = json.loads(self.summary.read_text())
         return metrics
+
+
+def count(metrics: Mapping[str, Any], name: str) -> float:
+    """Return a counter of k6's summary, which has none that nothing was added to.
+
+    Args:
+        metrics: Metric to its `values`.
+        name: The counter's, with its tags.
+    """
+    return float(metrics.get(name, {}).get("values", {}).get("count", 0))
 
 
 def node(number: int, pods: int) -> dict[str, Any]:

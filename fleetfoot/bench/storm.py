@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fleetfoot.bench import cluster
-from fleetfoot.bench.load import Side, node
+from fleetfoot.bench.load import Side, count, node
 from fleetfoot.bench.processes import Usage
 from fleetfoot.bench.windows import plain, turns
 from fleetfoot.cluster import Cluster
@@ -154,7 +154,7 @@ class Scene:
             **_side("offline", offline),
             "offline_pods": offline.pods,
             "offline_watch_error_rate": offline.watch_error_rate,
-            "late_offline_requests": float(work.get("late", {}).get("values", {}).get("count", 0)),
+            "late_offline_requests": count(work, "late"),
             **usage,
             "leader_changes": float(sum(self._leaders()) - sum(leaders)),
             "saturated_online_p99_ms": full_online.p99,

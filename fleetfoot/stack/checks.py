@@ -185,11 +185,7 @@ def _budgets(config: StackConfig) -> list[str]:
 
 def _bounded(config: StackConfig, pool: PoolConfig) -> int:
     """MiB that apiservers of a pool's machine may use as far as they have a budget."""
-    return sum(
-        limits.memory or 0
-        for name, limits in config.apiservers
-        if f"apiserver_{name}" in pool.groups
-    )
+    return sum(limits.memory or 0 for limits in config.apiservers_on(pool).values())
 
 
 def _namespaces(config: StackConfig) -> list[str]:

@@ -207,6 +207,12 @@ class StackConfig(_Strict):
         """Return the pools whose machines are in an inventory group."""
         return [pool for pool in self.pools if group in pool.groups]
 
+    def apiservers_on(self, pool: PoolConfig) -> dict[str, ApiserversConfig]:
+        """Return the groups of apiservers on a pool's machines, and what each may use."""
+        return {
+            name: limits for name, limits in self.apiservers if f"apiserver_{name}" in pool.groups
+        }
+
     def budgets(self, pool: PoolConfig) -> list[dict[str, Any]]:
         """Return what apiservers on a pool's machines may use, as fields of Budget."""
         return [
@@ -216,9 +222,8 @@ class StackConfig(_Strict):
                 "memory": limits.memory or 0,
                 "weight": limits.weight,
             }
-            for name, limits in self.apiservers
-            if f"apiserver_{name}" in pool.groups
-            and (limits.cpus or limits.memory or limits.weight != WEIGHT)
+            for name, limits in self.apiservers_on(pool).items()
+            if limits.cpus or limits.memory or limits.weight != WEIGHT
         ]
 
 

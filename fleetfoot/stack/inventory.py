@@ -130,10 +130,7 @@ def render(
 
 def _half(config: StackConfig, pool: PoolConfig) -> int:
     """MiB of a pool's machine for each of its apiservers that has no budget: half of it for all."""
-    unbounded = sum(
-        f"apiserver_{name}" in pool.groups and limits.memory is None
-        for name, limits in config.apiservers
-    )
+    unbounded = sum(limits.memory is None for limits in config.apiservers_on(pool).values())
     return pool.memory // 2 // max(1, unbounded)
 
 

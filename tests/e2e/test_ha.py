@@ -41,27 +41,19 @@ PROCESSES = [
 
 
 _SMALL_QUOTA, _FILLER_BYTES = 32 << 20, 250_000
-#: Put etcd's data on a small disk, and back.
-SMALL_DISK = """
-set -e
-systemctl stop etcd
-tar --create --file=/root/etcd.tar --directory=/var/lib/etcd .
-mount -t tmpfs -o size=400M tmpfs /var/lib/etcd
-tar --extract --same-owner --file=/root/etcd.tar --directory=/var/lib/etcd
-rm /root/etcd.tar
-systemctl start etcd
-"""
-LARGE_DISK = """
+#: Put etcd's data on another disk.
+MOVE = """
 set -e
 systemctl stop etcd
 rm --force /var/lib/etcd/filler
 tar --create --file=/root/etcd.tar --directory=/var/lib/etcd .
-umount /var/lib/etcd
-find /var/lib/etcd -mindepth 1 -delete
+{change}
 tar --extract --same-owner --file=/root/etcd.tar --directory=/var/lib/etcd
 rm /root/etcd.tar
 systemctl start etcd
 """
+SMALL_DISK = MOVE.format(change="mount -t tmpfs -o size=400M tmpfs /var/lib/etcd")
+LARGE_DISK = MOVE.format(change="umount /var/lib/etcd; find /var/lib/etcd -mindepth 1 -delete")
 
 
 @pytest.fixture(scope="module")

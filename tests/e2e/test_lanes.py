@@ -13,7 +13,7 @@ from fleetfoot.stack.sides import LANES
 from tests.e2e.stacks import Front, Stack, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 pytestmark = pytest.mark.e2e
 
@@ -31,11 +31,10 @@ _HANGS_SECONDS = 2
 @pytest.fixture(scope="module")
 def fronts(environment: Stack) -> dict[str, Front]:
     """Clients by lane, and the operator's that works when nothing else does."""
-    clients = {
-        (group, identity): Front(environment, group, identity=identity)
-        for group, identity, _ in REQUESTS.values()
+    found = {
+        lane: Front(environment, group, identity=identity)
+        for lane, (group, identity, _) in REQUESTS.items()
     }
-    found = {lane: clients[group, identity] for lane, (group, identity, _) in REQUESTS.items()}
     return {**found, "break-glass": Front(environment, "online", identity="break-glass")}
 
 
@@ -43,7 +42,7 @@ def fronts(environment: Stack) -> dict[str, Front]:
 def without_seats(operator: Front, *lanes: str) -> Iterator[None]:
     """Take all seats of lanes, as long running requests would, while the block runs."""
 
-    def patch(lane: str, limited: dict[str, int | None]) -> None:
+    def patch(lane: str, limited: Mapping[str, int | None]) -> None:
         path = f"{LEVELS}/fleetfoot-{lane}"
         status, _, said = operator.send(path, "PATCH", {"spec": {"limited": limited}})
         assert status == HTTPStatus.OK, said
@@ -54,7 +53,7 @@ def without_seats(operator: Front, *lanes: str) -> Iterator[None]:
         before[lane] = {key: limited.get(key) for key in _NO_SEATS}
     try:
         for lane in lanes:
-            patch(lane, {**_NO_SEATS})
+            patch(lane, _NO_SEATS)
         yield
     finally:
         for lane, limited in before.items():
