@@ -28,6 +28,16 @@ def environment() -> Iterator[Stack]:
         yield stack
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let tests of the shared environment come last, so that no other stack runs beside it."""
+    items.sort(
+        key=lambda item: (
+            "environment" in getattr(item, "fixturenames", ()),
+            item.get_closest_marker("ends_environment") is not None,
+        )
+    )
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Show what the environment looked like when a test failed."""

@@ -378,6 +378,7 @@ def runs(pid: int) -> bool:
     return stat_line.rpartition(")")[2].split()[0] not in "ZX"
 
 
+@pytest.mark.ends_environment
 def test_down_leaves_nothing(environment: Stack) -> None:
     pids = started(environment).values()
     done = environment.down()
