@@ -14,6 +14,7 @@ from fleetfoot import artifacts
 from fleetfoot.cluster import Cluster
 from fleetfoot.errors import FleetfootError
 from fleetfoot.images.definition import content_key
+from fleetfoot.machines.fleet import Fleet
 from fleetfoot.paths import PROJECT, StackPaths, private_dir, write_private
 from fleetfoot.roles import roles_of
 from fleetfoot.shell import FAMILY
@@ -21,11 +22,13 @@ from fleetfoot.shell import FAMILY
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["playbook_digest", "run"]
+__all__ = ["catch_up", "playbook_digest", "recorded", "run"]
 
 _TAIL_LINES = 30
 _SITE = "site.yml"
-_VERSION = "kubernetes-version"  # file of a stack: what site.yml made of it last
+# Files of a stack: what site.yml made of it last, and with which programs.
+_VERSION = "kubernetes-version"
+_PROGRAMS = "site-programs"
 _NUMBER = re.compile(r"\d+")
 
 
@@ -55,6 +58,48 @@ def run(props: Mapping[str, Any]) -> None:
         _play(props)
     for node in props.get("nodes") or []:
         Cluster(props["stack"]).wait_ready(node)
+
+
+def recorded(stack: str) -> dict[str, Any] | None:
+    """Return the inventory's `all` of the last run of site.yml, with this checkout's programs.
+
+    Machines are given no others: roles refuse what is not pinned. None before the first run.
+    """
+    every = StackPaths(stack).control_plane()
+    if every is None:
+        return None
+    return {
+        **every,
+        "vars": {**every["vars"], "fleetfoot_artifacts_dir": str(artifacts.directory())},
+    }
+
+
+def catch_up(stack: str) -> None:
+    """Upgrade a running control plane in place, where this checkout has other programs.
+
+    It comes before one of its machines is replaced: the new machine gets the new programs, and they
+    go to members of etcd, apiservers and controllers in an order, after refusals and a copy.
+
+    Raises:
+        FleetfootError: A machine of it is down, or the upgrade failed.
+    """
+    every = recorded(stack)
+    done = StackPaths(stack).root / _PROGRAMS
+    if every is None or not Cluster(stack).answers():
+        return
+    if done.exists() and done.read_text() == artifacts.directory().name:
+        return
+    running = {machine.address for machine in Fleet.of_stack(stack).all() if machine.running}
+    down = sorted(
+        name for name, facts in every["hosts"].items() if facts["ansible_host"] not in running
+    )
+    if down:
+        raise FleetfootError(
+            f"{', '.join(down)} of the control plane is down, and this checkout has other programs",
+            "the control plane would be upgraded while a member is away, so nothing was changed",
+            "bring it back with the checkout that made it (`fleetfoot up`), then run this again",
+        )
+    run({"stack": stack, "name": "site", "playbook": _SITE, "inventory": {"all": every}})
 
 
 def _play(props: Mapping[str, Any]) -> None:
@@ -105,6 +150,7 @@ def _site(props: Mapping[str, Any]) -> None:
         _play({**props, "name": "before-upgrade", "playbook": "before_upgrade.yml"})
     _play(props)
     write_private(known, offered)
+    write_private(known.with_name(_PROGRAMS), artifacts.directory().name)
 
 
 def _check_step(before: str, offered: str) -> None:

@@ -18,7 +18,6 @@ from fleetfoot.cluster import Cluster
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.spec import BootImage, Budget, MachineSpec
-from fleetfoot.paths import StackPaths
 from fleetfoot.stack import onboarding
 from fleetfoot.stack.join import node_credentials
 
@@ -155,6 +154,8 @@ def update(old: MachineInputs, new: MachineInputs) -> dict[str, Any]:
     if not old.props.get("started") and old.spec == new.spec:
         return create(new)
     with _turn(new), _surge(new):
+        if new.node is None:
+            onboarding.catch_up(new.stack)
         _drain(old)
         _remove(old)
         try:
@@ -175,7 +176,7 @@ def _into_service(inputs: MachineInputs, address: str) -> None:
     if inputs.node is not None:
         Cluster(inputs.stack).wait_ready(inputs.name)
         return
-    every = StackPaths(inputs.stack).control_plane()
+    every = onboarding.recorded(inputs.stack)
     hosts = every["hosts"] if every else {}
     own = [name for name, facts in hosts.items() if facts["ansible_host"] == address]
     if 0 < len(own) < len(hosts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -98,3 +99,50 @@ def test_a_run_on_some_machines_is_no_upgrade(
     monkeypatch.setattr(Silent, "version", "v1.36.1")
     onboarding.run({**PROPS, "limit": ["control-2"]})
     assert played == ["site.yml"]
+
+
+def stands(folder: Path, monkeypatch: pytest.MonkeyPatch, *, programs: str, down: str = "") -> None:
+    """Let a control plane of two machines be there that was made with some programs."""
+    hosts = {name: {"ansible_host": f"10.0.0.{i}"} for i, name in enumerate(("one", "two"))}
+    paths = StackPaths("mine", folder)
+    record = {"all": {"hosts": hosts, "vars": {"fleetfoot_artifacts_dir": "before"}}}
+    paths.inventory("site").parent.mkdir(parents=True)
+    paths.inventory("site").write_text(json.dumps(record))
+    (paths.root / "site-programs").write_text(programs)
+    machines = [
+        SimpleNamespace(address=facts["ansible_host"], running=name != down)
+        for name, facts in hosts.items()
+    ]
+    fleet = SimpleNamespace(all=lambda: machines)
+    monkeypatch.setattr(onboarding, "Fleet", SimpleNamespace(of_stack=lambda _: fleet))
+    monkeypatch.setattr(Silent, "version", "v1.36.1")
+
+
+def test_machines_are_replaced_after_an_upgrade_in_place(
+    played: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stands(tmp_path, monkeypatch, programs="before")
+    onboarding.catch_up("mine")
+    assert played == ["before_upgrade.yml", "site.yml"]
+    onboarding.catch_up("mine")
+    assert len(played) == 2, "it was upgraded twice"
+    every = onboarding.recorded("mine")
+    assert every is not None
+    assert every["vars"]["fleetfoot_artifacts_dir"] == str(tmp_path)
+
+
+def test_no_upgrade_begins_while_a_member_is_away(
+    played: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stands(tmp_path, monkeypatch, programs="before", down="two")
+    with pytest.raises(FleetfootError, match="two of the control plane is down"):
+        onboarding.catch_up("mine")
+    assert not played
+
+
+def test_the_same_programs_are_no_upgrade(
+    played: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stands(tmp_path, monkeypatch, programs=tmp_path.name, down="two")
+    onboarding.catch_up("mine")
+    assert not played

@@ -1,21 +1,15 @@
-"""Whose turn it is while machines are replaced, and what is looked at before programs change."""
+"""Whose turn it is while machines are replaced."""
 
 from __future__ import annotations
 
-import json
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from fleetfoot import artifacts
-from fleetfoot.cluster import Cluster
 from fleetfoot.errors import FleetfootError
-from fleetfoot.stack import onboarding, rolling
+from fleetfoot.stack import rolling
 from fleetfoot.stack.rolling import MachineInputs
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 IMAGE = {"name": "control", "digest": "0" * 64, "path": "/image", "kernel": "", "initrd": ""}
 
@@ -61,28 +55,3 @@ def test_one_control_machine_that_fails_stops_those_of_other_pools() -> None:
         rolling._turn(machine("quorum-1", "quorum")),
     ):
         pass
-
-
-@pytest.mark.parametrize(
-    ("answers", "running", "wanted"),
-    [
-        (True, "v1.36.1", ["before-upgrade", "site"]),
-        (True, "v1.36.2", ["site"]),
-        (False, "", ["site"]),
-    ],
-)
-def test_other_programs_are_looked_at_before_they_are_brought(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    answers: bool,
-    running: str,
-    wanted: list[str],
-) -> None:
-    (tmp_path / "versions.json").write_text(json.dumps({"kube-apiserver": "v1.36.2"}))
-    monkeypatch.setattr(artifacts, "directory", lambda: tmp_path)
-    monkeypatch.setattr(Cluster, "answers", lambda _: answers)
-    monkeypatch.setattr(Cluster, "kubectl", lambda *_: json.dumps({"gitVersion": running}))
-    played: list[str] = []
-    monkeypatch.setattr(onboarding, "_play", lambda props: played.append(props["name"]))
-    onboarding.run({"stack": "unit", "name": "site", "playbook": "site.yml", "inventory": {}})
-    assert played == wanted
