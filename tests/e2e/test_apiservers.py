@@ -245,3 +245,25 @@ def test_events_are_in_their_own_etcd(environment: Stack, pod: dict[str, Any]) -
 
     assert keys("etcd-events") > 0
     assert keys("etcd") == 0
+
+
+@pytest.mark.parametrize(
+    ("unit", "file", "tag"),
+    [
+        ("etcd", "/etc/etcd/etcd.yaml", "etcd"),
+        ("kube-apiserver@offline", "/usr/local/bin/kube-apiserver", "kube_apiserver"),
+    ],
+)
+def test_a_restart_that_a_run_did_not_come_to_is_made_up_for(
+    environment: Stack, unit: str, file: str, tag: str
+) -> None:
+    def pid() -> str:
+        return environment.ssh("control-1", f"systemctl show -P MainPID {unit}")
+
+    before = pid()
+    environment.ssh("control-1", f"touch {file}")  # as a run does that is killed after it wrote
+    environment.play("site.yml", "--tags", tag)
+    after = pid()
+    assert after != before
+    environment.play("site.yml", "--tags", tag)
+    assert pid() == after
