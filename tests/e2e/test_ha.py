@@ -52,7 +52,11 @@ tar --extract --same-owner --file=/root/etcd.tar --directory=/var/lib/etcd
 rm /root/etcd.tar
 systemctl start etcd
 """
-SMALL_DISK = MOVE.format(change="mount -t tmpfs -o size=400M tmpfs /var/lib/etcd")
+#: Beside what is there, room for the log files that it makes until it notices, and to come back.
+SMALL_DISK = MOVE.format(
+    change="size=$(stat --format=%s /root/etcd.tar);"
+    " mount -t tmpfs -o size=$((size + (300 << 20))) tmpfs /var/lib/etcd"
+)
 LARGE_DISK = MOVE.format(change="umount /var/lib/etcd; find /var/lib/etcd -mindepth 1 -delete")
 
 

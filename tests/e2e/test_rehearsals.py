@@ -156,6 +156,8 @@ def test_bench_apiserver_writes_what_it_measured(tmp_path: Path) -> None:
         "shared_storm_over_idle_p99",
         "offline_throughput",
         "leader_changes",
+        "online_error_rate",
+        "late_offline_requests",
     }
     assert report["setup"]["etcd_data"] == "memory"
     assert report["setup"]["storm_engines"] >= 1
@@ -173,7 +175,11 @@ def test_bench_failover_writes_what_it_measured(tmp_path: Path) -> None:
     assert set(arms) == {"idle", "scheduler", "apiserver", "ha"}
     assert arms["ha"]["scheduler_seconds"] == arms["scheduler"]["worst_next_bound_s"]
     assert arms["ha"]["failed_online_requests"] == 0
-    assert set(report["goals"]) == {"worst_next_bound_seconds", "failed_online_requests"}
+    assert set(report["goals"]) == {
+        "worst_next_bound_seconds",
+        "failed_online_requests",
+        "dropped_online_requests",
+    }
     assert report["setup"]["etcd_data"] == "disk"
     for found in (arms[name] for name in ("idle", "scheduler", "apiserver")):
         assert found["next_bound_s"] > 0
