@@ -103,6 +103,8 @@ def render(
     members["etcd_events"]["vars"] = {"etcd_quota_bytes": config.etcd.events_quota << 20}
     for parent, children in _PARENTS.items():
         members[parent] = {"children": {child: members.pop(child) for child in children}}
+    # Machines of pools are deleted; on others it stands for what they do no longer.
+    members["retired"] = {"hosts": {}}
     return {
         "all": {
             "hosts": hosts,
