@@ -199,16 +199,31 @@ class Front:
         group: Whose front end.
         identity: Whose certificate to show, a folder below the stack's `pki`.
         token: Bearer token.
+        user: Whom it speaks for; the identity must be allowed to.
+        member: A group of that user.
     """
 
-    def __init__(self, stack: Stack, group: str, *, identity: str = "", token: str = "") -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        group: str,
+        *,
+        identity: str = "",
+        token: str = "",
+        user: str = "",
+        member: str = "",
+    ) -> None:
         pki = StackPaths(stack.name).root / "pki"
         self._context = ssl.create_default_context(cafile=str(pki / "kubernetes" / "ca.crt"))
         if identity:
             pair = (pki / identity / "client.crt", pki / identity / "client.key")
             self._context.load_cert_chain(*pair)
         self._url = f"https://{stack.machine('control-1')['address']}:{API_PORTS[group]}"
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers = {
+            **({"Authorization": f"Bearer {token}"} if token else {}),
+            **({"Impersonate-User": user} if user else {}),
+            **({"Impersonate-Group": member} if member else {}),
+        }
 
     def send(
         self, path: str, method: str = "GET", body: Any = None, *, timeout: float = 60

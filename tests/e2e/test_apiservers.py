@@ -78,6 +78,27 @@ def test_the_offline_apiserver_has_its_budget(environment: Stack) -> None:
     assert (memory / "memory.limit_in_bytes").read_text().strip() == str(1 << 30)
 
 
+def flags(stack: Stack, group: str) -> dict[str, str]:
+    """Return the flags with which a group's apiserver runs."""
+    pid = f"$(systemctl show -P MainPID kube-apiserver@{group})"
+    words = stack.ssh("control-1", f"tr '\\0' '\\n' < /proc/{pid}/cmdline").splitlines()
+    told = [word.removeprefix("--").partition("=") for word in words if word.startswith("--")]
+    return {name: value for name, _, value in told}
+
+
+@pytest.mark.parametrize("group", API_PORTS)
+def test_a_server_runs_with_its_groups_limits(environment: Stack, group: str) -> None:
+    every = StackPaths(environment.name).control_plane()
+    assert every
+    wanted = every["children"]["kube_apiserver"]["children"][f"apiserver_{group}"]["vars"]
+    found = flags(environment, group)
+    assert int(found["max-requests-inflight"]) == wanted["kube_apiserver_max_requests"]
+    mutating = int(found["max-mutating-requests-inflight"])
+    assert mutating == wanted["kube_apiserver_max_mutating_requests"]
+    assert float(found["goaway-chance"]) == wanted["kube_apiserver_goaway_chance"]
+    assert found["audit-policy-file"].endswith(f"-{group}.yaml")
+
+
 @pytest.mark.parametrize("path", READS)
 def test_offline_credentials_are_unknown_at_online(environment: Stack, path: str) -> None:
     status, _ = ask(environment, "online", path, identity="offline")
@@ -245,6 +266,8 @@ def test_events_are_in_their_own_etcd(environment: Stack, pod: dict[str, Any]) -
 
     assert keys("etcd-events") > 0
     assert keys("etcd") == 0
+    overrides = {flags(environment, group)["etcd-servers-overrides"] for group in API_PORTS}
+    assert len(overrides) == 1, "the groups would not see each other's Events"
 
 
 @pytest.mark.parametrize(
