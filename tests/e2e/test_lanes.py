@@ -45,15 +45,16 @@ class Request:
 
 
 _NODE = {"user": "system:node:worker-1", "member": "system:nodes"}
-_LEASES = "/apis/coordination.k8s.io/v1/namespaces"
 #: A request of each lane, by the lane's name.
 REQUESTS = {
     "online": Request("/api/v1/namespaces/default/pods"),
     "bulk": Request("/api/v1/pods"),
     "offline": Request("/api/v1/namespaces/offline/pods", "offline", "offline"),
-    "nodes": Request(f"{_LEASES}/kube-node-lease/leases/worker-1", **_NODE),
+    "nodes": Request(
+        "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/worker-1", **_NODE
+    ),
     "kubelets": Request("/api/v1/nodes/worker-1", **_NODE),
-    "system": Request(f"{_LEASES}/kube-system/leases/kube-scheduler", user="system:kube-scheduler"),
+    "system": Request("/api/v1/namespaces/default/pods", user="system:kube-scheduler"),
 }
 _NO_SEATS = {"nominalConcurrencyShares": 0, "borrowingLimitPercent": 0, "lendablePercent": 0}
 _HANGS_SECONDS = 2
