@@ -16,7 +16,7 @@ from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.network import NetworkSpec
 from fleetfoot.machines.spec import BootImage, MachineSpec
 from fleetfoot.stack.bootimage import boot_image
-from fleetfoot.stack.inventory import zone
+from fleetfoot.stack.inventory import API_PORTS, zone
 from fleetfoot.stack.teardown import teardown
 from tests.e2e.counter import Counter
 from tests.e2e.stacks import PROJECT, eventually, run
@@ -107,6 +107,13 @@ class Hosts:
         argv = ("-i", self.inventory, f"playbooks/{playbook}", *options)
         return run("ansible-playbook", *argv, check=check, timeout=2400)
 
+    def part_sides(self, folder: Path) -> None:
+        """Give the cluster lanes, and submitters of offline their place, as the runbook does."""
+        manifests = folder / "sides.yml"
+        url = f"https://api-offline.{zone(STACK)}:{API_PORTS['offline']}"
+        manifests.write_text(run("fleetfoot", "sides", "--offline-url", url))
+        self.kubectl("apply", "--server-side", "-f", str(manifests))
+
     def kubectl(self, *argv: str, group: str = "online") -> str:
         """Run kubectl as an operator, or as offline's submitter."""
         program = artifacts.directory() / "kubectl"
@@ -155,6 +162,7 @@ def hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hosts]:
         made = Hosts(tmp_path)
         made.write(programs)
         made.play("site.yml")
+        made.part_sides(tmp_path)
         made.play("onboard.yml")
         eventually(lambda: [is_ready(node) for node in made.nodes()] == [True])
         yield made
