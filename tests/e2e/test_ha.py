@@ -241,6 +241,24 @@ def test_a_dead_machine_is_replaced_without_its_data(ha: Stack) -> None:
     recovered(ha)
 
 
+@pytest.mark.long
+def test_control_machines_are_replaced_one_after_another(ha: Stack) -> None:
+    programs = StackPaths(ha.name).root / "site-programs"
+    current = programs.read_text()
+    # As if others ran: what runs is brought up to date before a machine goes.
+    programs.write_text("others")
+    before = {m.spec.name: m.started for m in Fleet.of_stack(ha.name).all()}
+    ha.pool("control")["memory"] = "3328MiB"
+    ha.write()
+    with counting(ha), counting(ha, "offline", "offline"):
+        ha.fleetfoot("up", timeout=1800)
+    after = {m.spec.name: m.started for m in Fleet.of_stack(ha.name).all()}
+    assert {name for name in before if before[name] != after[name]} == {"control-1", "control-2"}
+    assert programs.read_text() == current
+    assert members(ha) == {"control-1": True, "control-2": True, "quorum-1": True}
+    recovered(ha)
+
+
 def fill(stack: Stack, folder: Path, kind: str, numbers: range) -> str:
     """Create large objects; return what kubectl said."""
     told = {"involvedObject": {"namespace": "default"}} if kind == "Event" else {}
