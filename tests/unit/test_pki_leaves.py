@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-PLUGIN = Path(__file__).parents[2] / "plugins/modules/pki_leaves.py"
+from tests.unit.modules import load
+
 NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fleetfoot etcd")])
 NOW = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 RENEW = datetime.timedelta(days=90)
@@ -21,12 +21,7 @@ RENEW = datetime.timedelta(days=90)
 
 @pytest.fixture(scope="module")
 def module() -> Any:
-    spec = importlib.util.spec_from_file_location("pki_leaves", PLUGIN)
-    assert spec
-    assert spec.loader
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return load("pki_leaves")
 
 
 def certificate(days: int, key: Any, signer: Any, *usages: Any) -> x509.Certificate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -10,18 +9,14 @@ from typing import Any
 
 import pytest
 
-PLUGIN = Path(__file__).parents[2] / "plugins/modules/unit_outdated.py"
+from tests.unit.modules import load
+
 PROGRAM = sys.executable
 
 
 @pytest.fixture(scope="module")
 def module() -> Any:
-    spec = importlib.util.spec_from_file_location("unit_outdated", PLUGIN)
-    assert spec
-    assert spec.loader
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return load("unit_outdated")
 
 
 def test_systemd_says_when_in_utc(module: Any) -> None:
