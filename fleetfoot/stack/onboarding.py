@@ -83,11 +83,11 @@ def catch_up(stack: str) -> None:
     Raises:
         FleetfootError: A machine of it is down, or the upgrade failed.
     """
-    every = recorded(stack)
     done = StackPaths(stack).root / _PROGRAMS
-    if every is None or not Cluster(stack).answers():
-        return
     if done.exists() and done.read_text() == artifacts.directory().name:
+        return
+    every = recorded(stack)
+    if every is None or not Cluster(stack).answers():
         return
     running = {machine.address for machine in Fleet.of_stack(stack).all() if machine.running}
     down = sorted(

@@ -20,7 +20,7 @@ NOTHING_TO_COMPARE = {"host_programs", "kubeconfig"}
 CONFIGURES_FIRST = {"host_packages"}
 # Roles whose data names settings of the machine: taking one away must be possible, too.
 DATA = {"kernel_writeback"}
-# A result that other roles' handlers ask for (docs/adr/0003-roles.md).
+# Results that other roles' handlers and group_vars ask for (docs/adr/0003-roles.md).
 PUBLIC_RESULTS = {"etcd_backup_ready", "system_service_start"}
 GROUPS = (
     "apiserver_offline",
