@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fleetfoot.machines.fleet import Fleet
-from tests.e2e.stacks import STATE, Stack
+from tests.e2e.stacks import Stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,11 +48,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
             continue
         status = stack.fleetfoot("status", check=False).stdout
         report.sections.append(("status of the stack", status))
-        logs = sorted((STATE / stack.name / "logs").glob("*.log"))
+        logs = sorted((stack.paths.root / "logs").glob("*.log"))
         for log in logs:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             report.sections.append((f"end of {log.name}", tail))
-        for machine in Fleet.of_stack(stack.name).all():
-            if machine.spec.backend == "nspawn" and machine.running:
-                said = stack.ssh(machine.spec.name, _JOURNAL, check=False)
-                report.sections.append((f"services of {machine.spec.name}", said))
+        for machine in stack.status()["machines"]:
+            if machine["backend"] == "nspawn" and machine["ready"]:
+                said = stack.ssh(machine["name"], _JOURNAL, check=False)
+                report.sections.append((f"services of {machine['name']}", said))

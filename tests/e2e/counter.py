@@ -12,7 +12,6 @@ import urllib.request
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from fleetfoot.paths import StackPaths
 from fleetfoot.stack.inventory import API_PORTS
 
 if TYPE_CHECKING:
@@ -111,4 +110,4 @@ class Counter(threading.Thread):
 def counting(stack: Stack, group: str = "online", identity: str = "operator") -> Counter:
     """Return a client of a stack with two load balancers; it asks the next when one is silent."""
     fronts = [stack.machine(name)["address"] for name in ("control-1", "control-2")]
-    return Counter(StackPaths(stack.name).root / "pki", fronts, group, identity)
+    return Counter(stack.paths.root / "pki", fronts, group, identity)

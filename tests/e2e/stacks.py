@@ -42,12 +42,16 @@ class Stack:
         name: Its name; the configuration stands in Pulumi.<name>.yaml while the test runs.
         net: Second octet of its addresses.
         like: The stack whose shape it has.
+        project: The checkout that has it; another one has a virtual environment of its own.
     """
 
-    def __init__(self, name: str, net: int, like: str = "local") -> None:
+    def __init__(
+        self, name: str, net: int, like: str = "local", *, project: Path = PROJECT
+    ) -> None:
         self.name = name
-        self.file = PROJECT / f"Pulumi.{name}.yaml"
-        config = yaml.safe_load((PROJECT / f"Pulumi.{like}.yaml").read_text())["config"]
+        self.paths = StackPaths(name, project)
+        self.file = project / f"Pulumi.{name}.yaml"
+        config = yaml.safe_load((project / f"Pulumi.{like}.yaml").read_text())["config"]
         config["fleetfoot:network"] = {
             "cidr": f"10.{net}.0.0/24",
             "uplink": f"10.{net}.255.0/30",
@@ -86,9 +90,11 @@ class Stack:
 
     def start(self, *argv: str) -> subprocess.Popen[str]:
         """Begin a program of the virtual environment on the stack; output is one text."""
+        project = self.paths.project
+        programs = BIN if project == PROJECT else project / ".venv" / "bin"
         return subprocess.Popen(
-            [str(BIN / argv[0]), *argv[1:]],
-            cwd=PROJECT,
+            [str(programs / argv[0]), *argv[1:]],
+            cwd=project,
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -213,7 +219,7 @@ class Front:
         user: str = "",
         member: str = "",
     ) -> None:
-        pki = StackPaths(stack.name).root / "pki"
+        pki = stack.paths.root / "pki"
         self._context = ssl.create_default_context(cafile=str(pki / "kubernetes" / "ca.crt"))
         if identity:
             pair = (pki / identity / "client.crt", pki / identity / "client.key")

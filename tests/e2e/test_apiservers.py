@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fleetfoot.machines.cgroups import Cgroup
-from fleetfoot.paths import StackPaths
 from fleetfoot.stack.inventory import API_PORTS
 from tests.e2e.stacks import Stack, ask
 
@@ -88,7 +87,7 @@ def flags(stack: Stack, group: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("group", API_PORTS)
 def test_a_server_runs_with_its_groups_limits(environment: Stack, group: str) -> None:
-    every = StackPaths(environment.name).control_plane()
+    every = environment.paths.control_plane()
     assert every
     wanted = every["children"]["kube_apiserver"]["children"][f"apiserver_{group}"]["vars"]
     found = flags(environment, group)
@@ -142,7 +141,7 @@ def pod(environment: Stack) -> Iterator[dict[str, Any]]:
         },
     }
     offline = ["kubectl", "--identity=offline", "--", f"--namespace={NAMESPACE}"]
-    path = StackPaths(environment.name).root / "probe.json"
+    path = environment.paths.root / "probe.json"
     path.write_text(json.dumps(manifest))
     environment.fleetfoot(*offline, "create", "-f", str(path))
     try:

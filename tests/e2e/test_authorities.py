@@ -11,7 +11,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fleetfoot.paths import StackPaths
 from tests.e2e.counter import counting
 from tests.e2e.stacks import Stack, ask, eventually
 
@@ -40,7 +39,7 @@ def stack() -> Iterator[Stack]:
 
 
 def folder(stack: Stack, authority: str) -> Path:
-    return StackPaths(stack.name).root / "pki" / authority
+    return stack.paths.root / "pki" / authority
 
 
 def certificate(stack: Stack, authority: str) -> x509.Certificate:

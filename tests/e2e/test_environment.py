@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from fleetfoot.machines import process
-from fleetfoot.paths import StackPaths
 from tests.e2e.stacks import STATE, NodeWatch, Stack, assert_nothing_left, eventually
 
 pytestmark = pytest.mark.e2e
@@ -45,7 +44,7 @@ def answers(stack: Stack) -> bool:
 
 
 def process_of(stack: Stack, machine: str) -> int:
-    return int(StackPaths(stack.name).record(machine).read_text().split()[0])
+    return int(stack.paths.record(machine).read_text().split()[0])
 
 
 def started(stack: Stack) -> dict[str, int]:
@@ -317,7 +316,7 @@ def test_a_smaller_pool_drains_the_node_that_leaves(environment: Stack) -> None:
 
 def lose_hypervisor(stack: Stack, machine: str, run: subprocess.Popen[str]) -> None:
     """Let QEMU abort as on an assertion of its own, as soon as its guest prints something."""
-    paths = StackPaths(stack.name)
+    paths = stack.paths
     console = paths.machines / machine / "console.log"
     booting = eventually(
         lambda: (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fleetfoot.paths import StackPaths, cache_dir
+from fleetfoot.paths import cache_dir
 from tests.e2e.stacks import BIN, PROJECT, Stack, assert_nothing_left, eventually
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def control_only() -> Iterator[Stack]:
 
 def test_down_after_a_half_made_up_leaves_nothing(control_only: Stack) -> None:
     run = control_only.start_up()
-    record = StackPaths(control_only.name).record("control-1")
+    record = control_only.paths.record("control-1")
     eventually(lambda: record.exists() or run.poll() is not None, timeout=600, pause=0.1)
     os.kill(run.pid, signal.SIGKILL)
     run.communicate()

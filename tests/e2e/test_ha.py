@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fleetfoot.machines.fleet import Fleet
-from fleetfoot.paths import StackPaths
 from tests.e2e.counter import Counter, counting
 from tests.e2e.stacks import Stack, eventually
 
@@ -233,7 +232,7 @@ def test_a_dead_machine_is_replaced_without_its_data(ha: Stack) -> None:
     with counting(ha) as online:
         # The one that is first in every list, and whose address kubeconfigs have.
         fleet.delete("control-1")
-        shutil.rmtree(StackPaths(ha.name).volumes / "control-1")
+        shutil.rmtree(ha.paths.volumes / "control-1")
         goes_on(online, 10)
         ha.fleetfoot("up", timeout=1800)
     assert members(ha) == {"control-1": True, "control-2": True, "quorum-1": True}
@@ -243,7 +242,7 @@ def test_a_dead_machine_is_replaced_without_its_data(ha: Stack) -> None:
 
 @pytest.mark.long
 def test_control_machines_are_replaced_one_after_another(ha: Stack) -> None:
-    programs = StackPaths(ha.name).root / "site-programs"
+    programs = ha.paths.root / "site-programs"
     current = programs.read_text()
     # As if others ran: what runs is brought up to date before a machine goes.
     programs.write_text("others")
