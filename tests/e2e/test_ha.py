@@ -176,6 +176,20 @@ def served(stack: Stack, port: int) -> str:
     return ssl.get_server_certificate((stack.machine("control-1")["address"], port))
 
 
+def leaves(stack: Stack) -> dict[str, str]:
+    """Return the hash of each certificate of a control machine, and of each one's key."""
+    pairs = (
+        "find /etc -name '*.key' ! -name ca.key |"
+        ' while read -r key; do [ ! -e "${key%key}crt" ] || sha256sum "$key" "${key%key}crt"; done'
+    )
+    found = {}
+    for machine in ("control-1", "control-2", "quorum-1"):
+        for line in stack.ssh(machine, pairs).splitlines():
+            digest, file = line.split()
+            found[f"{machine}:{file}"] = digest
+    return found
+
+
 def test_certificates_are_renewed_while_it_serves(ha: Stack) -> None:
     running = [
         (machine, unit)
@@ -183,12 +197,16 @@ def test_certificates_are_renewed_while_it_serves(ha: Stack) -> None:
         for unit in ("etcd", "kube-apiserver@online", "kube-apiserver@offline", "kube-scheduler")
     ]
     before = [pid(ha, *one) for one in running]
-    old = served(ha, 7443)
+    old, files = served(ha, 7443), leaves(ha)
+    assert {"control-1:/etc/etcd/pki/peer.key", "quorum-1:/etc/haproxy/registry.crt"} <= set(files)
     with counting(ha) as online:
         said = ha.play("renew.yml")
     assert "unreachable=0" in said
     assert not online.failed, online.failed
     assert [pid(ha, *one) for one in running] == before, "something was restarted"
+    now = leaves(ha)
+    assert set(now) == set(files)
+    assert not {file for file, digest in now.items() if digest == files[file]}
     eventually(lambda: served(ha, 7443) != old)
     # What it was given for others is used, too: a new connection to etcd shows the new certificate.
     ha.ssh("control-1", "systemctl restart etcd")
