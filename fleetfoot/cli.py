@@ -24,9 +24,9 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ledger, ssh
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.paths import size_of
-from fleetfoot.stack import bootimage, sides
+from fleetfoot.stack import bootimage, checks, sides
 from fleetfoot.stack.driver import Result, driver
-from fleetfoot.stack.inventory import api_url
+from fleetfoot.stack.fields import LABEL
 from fleetfoot.stack.rolling import WHOLE_STACK
 from fleetfoot.stack.teardown import teardown
 from fleetfoot.status import Status, gather
@@ -243,27 +243,37 @@ def kubectl(
 
 @app.command("sides")
 def print_sides(
-    stack: StackName = "local",
     offline_url: Annotated[
-        str,
-        typer.Option(
-            help="Where pods of the offline side reach their apiservers; the stack's if not given."
-        ),
-    ] = "",
+        str, typer.Option(help="Where pods of the offline side reach their apiservers.")
+    ],
+    namespace: Annotated[
+        list[str], typer.Option(help="Where the offline side works; may be given several times.")
+    ] = [sides.OFFLINE_NAMESPACE],  # noqa: B006  # typer's way to say the default of many
 ) -> None:
     """Print what keeps online and offline apart, for clusters that no stack of Pulumi is.
 
-    Lanes, admission, the offline namespace and its submitters' role, as YAML:
+    Lanes, admission, the offline namespaces and their submitters' role, as YAML:
     fleetfoot sides --offline-url https://api-offline.ZONE:6444 | kubectl apply --server-side -f -
     """
-    url = offline_url or api_url(stack, "offline")
-    if not re.fullmatch(r"https://[a-z0-9]([-.a-z0-9]*[a-z0-9])?:[0-9]+", url):
+    if not re.fullmatch(r"https://[a-z0-9]([-.a-z0-9]*[a-z0-9])?:[0-9]+", offline_url):
         raise FleetfootError(
-            f"{url!r} is no address of apiservers",
+            f"{offline_url!r} is no address of apiservers",
             "pods could not reach them, and the audience of their tokens would be wrong",
             "write https://api-offline.ZONE:6444 with the zone of your inventory (fleetfoot_zone)",
         )
-    manifests = [*sides.lanes(), *sides.admission(url), *sides.workplace()]
+    problems = checks.namespaces(namespace, "--namespace")
+    problems += [
+        f"--namespace: {name!r} is no DNS label"
+        for name in namespace
+        if not re.fullmatch(LABEL, name)
+    ]
+    if problems:
+        raise FleetfootError("; ".join(problems), "nothing was printed", "correct the option")
+    manifests = [
+        *sides.lanes(namespace),
+        *sides.admission(offline_url, namespace),
+        *sides.workplace(namespace),
+    ]
     # Through JSON, for what objects share would be written as references.
     print(yaml.safe_dump_all(json.loads(json.dumps(manifests)), sort_keys=False), end="")
 

@@ -16,9 +16,11 @@ from fleetfoot.images.definition import FORMATS, Definition
 from fleetfoot.stack.fields import GROUPS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fleetfoot.stack.config import PoolConfig, StackConfig
 
-__all__ = ["conflicts"]
+__all__ = ["conflicts", "namespaces"]
 
 _NODE_LABEL = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
 # Labels that the apiserver lets a node give itself (NodeRestriction).
@@ -45,7 +47,7 @@ def conflicts(config: StackConfig, host_memory_mib: int | None = None) -> list[s
     return [
         *found,
         *_budgets(config),
-        *_namespaces(config),
+        *namespaces(config.offline.namespaces, "fleetfoot:offline.namespaces"),
         *_sample(config),
         *_memory(config, host),
     ]
@@ -188,18 +190,23 @@ def _bounded(config: StackConfig, pool: PoolConfig) -> int:
     return sum(limits.memory or 0 for limits in config.apiservers_on(pool).values())
 
 
-def _namespaces(config: StackConfig) -> list[str]:
+def namespaces(names: Sequence[str], field: str) -> list[str]:
+    """Return what speaks against giving namespaces to the offline side, one sentence for each.
+
+    Args:
+        names: The namespaces.
+        field: Where they are said.
+    """
     problems = []
-    for name, count in Counter(config.offline.namespaces).items():
+    for name, count in Counter(names).items():
         if name in _ONLINE_NAMESPACES or name.startswith("kube-"):
             problems.append(
-                f"fleetfoot:offline.namespaces: {name!r} belongs to online, whose pods would lose"
-                " their way to its apiservers; name another"
+                f"{field}: {name!r} belongs to online, whose pods would lose their way to its"
+                " apiservers; name another"
             )
         if count > 1:
             problems.append(
-                f"fleetfoot:offline.namespaces: {name!r} is there {count} times, and could be made"
-                " once; remove it"
+                f"{field}: {name!r} is there {count} times, and could be made once; remove it"
             )
     return problems
 

@@ -11,7 +11,18 @@ from pydantic_core import PydanticCustomError
 
 from fleetfoot.machines.spec import IDLE
 
-__all__ = ["GROUPS", "WEIGHT", "Group", "Label", "Resource", "Size", "Subnet", "Taint", "Weight"]
+__all__ = [
+    "GROUPS",
+    "LABEL",
+    "WEIGHT",
+    "Group",
+    "Label",
+    "Resource",
+    "Size",
+    "Subnet",
+    "Taint",
+    "Weight",
+]
 
 _Group = Literal[
     "etcd",
@@ -27,6 +38,8 @@ _Group = Literal[
 GROUPS: tuple[str, ...] = get_args(_Group)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MiB|GiB)")
 _MIB = {"MiB": 1, "GiB": 1024}
+#: A DNS label, as names of machines and namespaces are.
+LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 WEIGHT, _MOST_WEIGHT, _IDLE = 100, 10_000, "idle"  # systemd's own
 
 
@@ -90,7 +103,7 @@ Group = Annotated[_Group, BeforeValidator(_group)]
 Label = Annotated[
     str,
     _matching(
-        r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?",
+        LABEL,
         "DNS label, so no machine could have it in its name; use lower-case letters, digits and"
         " inner hyphens, at most 63",
     ),

@@ -268,7 +268,7 @@ def admission(url: str, namespaces: Sequence[str] = (OFFLINE_NAMESPACE,)) -> lis
             _labelled_as_listed(namespaces),
             "the label fleetfoot.dev/tier=offline belongs to the namespaces of"
             " fleetfoot:offline.namespaces and to no others, for lanes and access go by that list;"
-            " change it and run `make up`",
+            " change it and run `make up`, or `fleetfoot sides --namespace`",
             everywhere=True,
         ),
     ]

@@ -12,6 +12,8 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.stack import sides
 from fleetfoot.status import Status
 
+URL = "https://api-offline.x.internal:7000"
+
 
 def printed(*argv: str) -> str:
     done = CliRunner().invoke(app, ["sides", *argv], catch_exceptions=False)
@@ -19,21 +21,30 @@ def printed(*argv: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    ("argv", "url"),
-    [
-        (["--offline-url", "https://api-offline.x.internal:7000"], "https://api-offline.x.internal:7000"),
-        (["--stack", "mine"], "https://api-offline.mine.fleetfoot.internal:6444"),
-    ],
-)  # fmt: skip
-def test_sides_are_printed_in_the_order_in_which_they_are_needed(argv: list[str], url: str) -> None:
-    text = printed(*argv)
-    wanted = [*sides.lanes(), *sides.admission(url), *sides.workplace()]
+def test_sides_are_printed_in_the_order_in_which_they_are_needed() -> None:
+    wanted = [*sides.lanes(), *sides.admission(URL), *sides.workplace()]
+    assert list(yaml.safe_load_all(printed("--offline-url", URL))) == wanted
+
+
+def test_sides_are_those_of_every_namespace_that_is_named() -> None:
+    both = ["batch", "training"]
+    text = printed("--offline-url", URL, "--namespace", both[0], "--namespace", both[1])
+    wanted = [*sides.lanes(both), *sides.admission(URL, both), *sides.workplace(both)]
     assert list(yaml.safe_load_all(text)) == wanted
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [(["default"], "belongs to online"), (["a", "a"], "2 times"), (["A_b"], "no DNS label")],
+)
+def test_namespaces_that_are_not_offlines_are_refused(names: list[str], told: str) -> None:
+    argv = [word for name in names for word in ("--namespace", name)]
+    with pytest.raises(FleetfootError, match=told):
+        printed("--offline-url", URL, *argv)
+
+
 def test_kubectl_can_read_each_object_by_itself() -> None:
-    text = printed()
+    text = printed("--offline-url", URL)
     assert text.count("\napiVersion:") == text.count("\n---\n")
     assert "&id" not in text
 
