@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
 _RETRY_SECONDS = 60.0
 _PAUSE = 0.02
+# Refusals that are answers: it is there; what it was to have before, it has not.
+_ANSWERS = {"POST": HTTPStatus.CONFLICT, "PATCH": HTTPStatus.UNPROCESSABLE_ENTITY}
 
 
 class Counter(threading.Thread):
     """A client that counts in an object while a `with` block runs.
 
     A request that fails is sent again, to the next load balancer: so a machine's resolver would do.
-    Leaving the block requires that nothing that was acknowledged is lost.
+    Each write is made on the condition that the one before is there: one that was acknowledged and
+    lost ends the counting, and leaving the block says so.
 
     Args:
         pki: Folder of authorities and of the identities' certificates.
@@ -54,7 +57,9 @@ class Counter(threading.Thread):
         self.broken: Exception | None = None
 
     def __enter__(self) -> Counter:
-        self._send("POST", "", {"metadata": {"name": "counter"}, "data": {"count": "0"}})
+        made = self._send("POST", "", {"metadata": {"name": "counter"}, "data": {"count": "0"}})
+        if made is None:  # a killed test left it
+            self.acknowledged = self.stored()
         self.start()
         return self
 
@@ -74,11 +79,21 @@ class Counter(threading.Thread):
     def run(self) -> None:
         try:
             while not self._done.wait(_PAUSE):
-                count = self.acknowledged + 1
-                self._send("PATCH", "/counter", {"data": {"count": str(count)}})
-                self.acknowledged = count
+                self._count(self.acknowledged + 1)
         except Exception as broken:  # told when the block ends
             self.broken = broken
+
+    def _count(self, count: int) -> None:
+        """Write the next number where the last one stands."""
+        place = {"path": "/data/count"}
+        steps = [
+            {"op": "test", **place, "value": str(count - 1)},
+            {"op": "replace", **place, "value": str(count)},
+        ]
+        # One that was sent again may have been taken the first time, unheard.
+        if self._send("PATCH", "/counter", steps) is None and self.stored() != count:
+            raise AssertionError(f"{count - 1} was acknowledged, and {self.stored()} is stored")
+        self.acknowledged = count
 
     def _send(self, method: str, path: str, body: Any = None) -> Any:
         deadline = time.monotonic() + _RETRY_SECONDS
@@ -88,7 +103,7 @@ class Counter(threading.Thread):
                     return self._ask(front, method, path, body)
                 except urllib.error.HTTPError as refused:
                     with refused:
-                        if method == "POST" and refused.code == HTTPStatus.CONFLICT:
+                        if refused.code == _ANSWERS.get(method):
                             return None
                         last = f"{refused.code} {refused.read(200)!r}"
                 except (OSError, http.client.HTTPException) as failed:
@@ -99,7 +114,7 @@ class Counter(threading.Thread):
             time.sleep(_PAUSE)
 
     def _ask(self, front: str, method: str, path: str, body: Any) -> Any:
-        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        kind = "application/json-patch+json" if method == "PATCH" else "application/json"
         url = f"{front}/api/v1/namespaces/{self._namespace}/configmaps{path}"
         data = json.dumps(body).encode() if body is not None else None
         request = urllib.request.Request(url, data, {"Content-Type": kind}, method=method)

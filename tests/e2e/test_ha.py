@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
-#: Every process of the control plane: unit, and a machine that has it, or `lease`: who leads.
+MACHINES = ("control-1", "control-2", "quorum-1")
+#: Every process of the control plane: unit, and a machine that has it, or by what the leader is known.
 PROCESSES = [
-    ("etcd", "control-1"),
-    ("etcd-events", "control-1"),
+    ("etcd", "vote"),
+    ("etcd-events", "vote"),
     ("kube-apiserver@online", "control-1"),
     ("kube-apiserver@offline", "control-1"),
     ("kube-controller-manager", "lease"),
@@ -97,16 +98,23 @@ def leader(stack: Stack, program: str) -> str:
     return holder(stack, program).split("_")[0]
 
 
+def elected(stack: Stack, unit: str) -> str:
+    """Return the machine whose member leads an etcd."""
+    leading = {row["member"] for row in stack.status()["etcd"] if row["leads"]}
+    alias = unit.removeprefix("etcd")
+    return next(machine for machine in MACHINES if machine + alias in leading)
+
+
 def kill(stack: Stack, unit: str, place: str) -> None:
     """Kill a process; wait until it runs again and, where one leads, until the next one does.
 
     Args:
         stack: Whose control plane it is.
         unit: Its unit.
-        place: Its machine, or `lease`: the one that leads.
+        place: Its machine, or by what the one that leads is known: `lease` or `vote`.
     """
     led = holder(stack, unit) if place == "lease" else ""
-    machine = led.split("_")[0] or place
+    machine = elected(stack, unit) if place == "vote" else led.split("_")[0] or place
     before = pid(stack, machine, unit)
     stack.ssh(machine, f"systemctl kill --signal=SIGKILL {unit}")
     eventually(lambda: pid(stack, machine, unit) not in {"0", before})
@@ -128,7 +136,7 @@ def recovered(stack: Stack) -> None:
         return all(row["ready"] for row in status["machines"] + status["apiservers"])
 
     eventually(whole)
-    for machine in ("control-1", "control-2", "quorum-1"):
+    for machine in MACHINES:
         eventually(
             lambda m=machine: (
                 not stack.ssh(m, "systemctl list-units --failed --plain --no-legend").strip()
@@ -183,7 +191,7 @@ def leaves(stack: Stack) -> dict[str, str]:
         ' while read -r key; do [ ! -e "${key%key}crt" ] || sha256sum "$key" "${key%key}crt"; done'
     )
     found = {}
-    for machine in ("control-1", "control-2", "quorum-1"):
+    for machine in MACHINES:
         for line in stack.ssh(machine, pairs).splitlines():
             digest, file = line.split()
             found[f"{machine}:{file}"] = digest
