@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 MACHINES = ("control-1", "control-2", "quorum-1")
-#: Every process of the control plane: unit, and a machine that has it, or by what the leader is known.
+#: Every process of the control plane: unit, and a machine that has it, or how its leader is known.
 PROCESSES = [
     ("etcd", "vote"),
     ("etcd-events", "vote"),
