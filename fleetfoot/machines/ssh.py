@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
     from fleetfoot.machines.spec import Placement
 
-__all__ = ["command", "wait"]
+__all__ = ["answers", "command", "wait"]
+
+_CONNECT_SECONDS, _PORT = 2, 22
 
 
 def command(stack: str) -> list[str]:
@@ -24,6 +27,15 @@ def command(stack: str) -> list[str]:
     # A machine that dies says no farewell: after a minute its sessions end, begun or not.
     options += ["ConnectTimeout=60", "ServerAliveInterval=15", "ServerAliveCountMax=4"]
     return ["ssh", "-i", str(paths.ssh_key), *(f"-o{option}" for option in options)]
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens at a machine's SSH port."""
+    try:
+        socket.create_connection((address, _PORT), _CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def wait(

@@ -18,7 +18,7 @@ from fleetfoot.cluster import Cluster
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.spec import BootImage, Budget, MachineSpec
-from fleetfoot.stack import onboarding
+from fleetfoot.stack import control_plane, onboarding
 from fleetfoot.stack.join import node_credentials
 
 if TYPE_CHECKING:
@@ -153,9 +153,13 @@ def update(old: MachineInputs, new: MachineInputs) -> dict[str, Any]:
     """
     if not old.props.get("started") and old.spec == new.spec:
         return create(new)
+    if new.node is None:
+        # Before its turn, for one that is down has to take its own before.
+        control_plane.wait_for_others(new.stack, new.name)
     with _turn(new), _surge(new):
         if new.node is None:
             onboarding.catch_up(new.stack)
+            control_plane.require_members(new.stack, new.name)
         _drain(old)
         _remove(old)
         try:
@@ -175,20 +179,8 @@ def _into_service(inputs: MachineInputs, address: str) -> None:
     """
     if inputs.node is not None:
         Cluster(inputs.stack).wait_ready(inputs.name)
-        return
-    every = onboarding.recorded(inputs.stack)
-    hosts = every["hosts"] if every else {}
-    own = [name for name, facts in hosts.items() if facts["ansible_host"] == address]
-    if 0 < len(own) < len(hosts):
-        onboarding.run(
-            {
-                "stack": inputs.stack,
-                "name": f"site-{inputs.name}",
-                "playbook": "site.yml",
-                "inventory": {"all": every},
-                "limit": [*own, "localhost"],
-            }
-        )
+    else:
+        control_plane.set_up(inputs.stack, inputs.name, {address})
 
 
 @contextlib.contextmanager

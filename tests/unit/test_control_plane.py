@@ -1,0 +1,102 @@
+"""What must be true before a machine of the control plane goes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.stack import control_plane
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HOSTS = {
+    "one": {"ansible_host": "10.0.0.1"},
+    "one-events": {"ansible_host": "10.0.0.1"},
+    "two": {"ansible_host": "10.0.0.2"},
+    "two-events": {"ansible_host": "10.0.0.2"},
+}
+
+
+class Plane:
+    """A control plane of two machines.
+
+    Attributes:
+        down: Addresses of machines that do not run.
+        silent: Members that do not serve.
+        played: Hosts that runs of site.yml were limited to.
+        mends: Whether such a run brings members to serve.
+    """
+
+    def __init__(self) -> None:
+        self.down: set[str] = set()
+        self.silent: set[str] = set()
+        self.played: list[list[str]] = []
+        self.mends = True
+
+    def read(self, name: str) -> Any:
+        address = HOSTS[name]["ansible_host"]
+        return SimpleNamespace(address=address, running=address not in self.down)
+
+    def members(self, _stack: str, _running: set[str]) -> list[dict[str, Any]]:
+        return [{"member": name, "ready": name not in self.silent} for name in HOSTS]
+
+    def run(self, props: dict[str, Any]) -> None:
+        self.played.append(props["limit"])
+        if self.mends:
+            self.silent.clear()
+
+
+@pytest.fixture
+def plane(monkeypatch: pytest.MonkeyPatch) -> Plane:
+    made = Plane()
+    monkeypatch.setattr(control_plane, "Fleet", SimpleNamespace(of_stack=lambda _: made))
+    monkeypatch.setattr(control_plane.ssh, "answers", lambda address: address not in made.down)
+    monkeypatch.setattr(control_plane.etcd, "members", made.members)
+    monkeypatch.setattr(control_plane.onboarding, "recorded", lambda _: {"hosts": HOSTS})
+    monkeypatch.setattr(control_plane.onboarding, "run", made.run)
+    monkeypatch.setattr(control_plane, "_PATIENCE", 0.0)
+    monkeypatch.setattr(control_plane, "_PAUSE", 0.0)
+    return made
+
+
+def test_one_goes_while_the_other_serves(plane: Plane) -> None:
+    control_plane.wait_for_others("mine", "one")
+    control_plane.require_members("mine", "one")
+    assert not plane.played
+
+
+def test_one_that_runs_stays_while_another_is_down(plane: Plane) -> None:
+    plane.down = {"10.0.0.2"}
+    with pytest.raises(FleetfootError, match="two, two-events of the control plane is down"):
+        control_plane.wait_for_others("mine", "one")
+
+
+def test_one_that_is_down_waits_for_nobody(plane: Plane) -> None:
+    plane.down = {"10.0.0.1", "10.0.0.2"}
+    control_plane.wait_for_others("mine", "one")
+    control_plane.require_members("mine", "one")
+
+
+def test_one_that_comes_back_is_waited_for(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    plane.down = {"10.0.0.2"}
+    come_back: Callable[[float], None] = lambda _: plane.down.clear()  # noqa: E731
+    monkeypatch.setattr(control_plane, "_PATIENCE", 60.0)
+    monkeypatch.setattr(control_plane.time, "sleep", come_back)
+    control_plane.wait_for_others("mine", "one")
+    assert not plane.down
+
+
+def test_one_that_came_back_is_set_up_first(plane: Plane) -> None:
+    plane.silent = {"two-events"}
+    control_plane.require_members("mine", "one")
+    assert plane.played == [["two", "two-events", "localhost"]]
+
+
+def test_one_stays_while_a_member_elsewhere_does_not_serve(plane: Plane) -> None:
+    plane.silent, plane.mends = {"one-events", "two-events"}, False
+    with pytest.raises(FleetfootError, match=r"^two-events of etcd does not serve"):
+        control_plane.require_members("mine", "one")
