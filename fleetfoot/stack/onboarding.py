@@ -140,17 +140,31 @@ def _play(props: Mapping[str, Any]) -> None:
 
 def _site(props: Mapping[str, Any]) -> None:
     """Make the control plane; one that runs other programs is upgraded."""
-    cluster = Cluster(props["stack"])
-    offered = json.loads((artifacts.directory() / "versions.json").read_text())["kube-apiserver"]
-    known = StackPaths(props["stack"]).root / _VERSION
+    cluster, root = Cluster(props["stack"]), StackPaths(props["stack"]).root
+    programs = artifacts.directory()
+    offered = json.loads((programs / "versions.json").read_text())["kube-apiserver"]
     if not cluster.answers():
-        if known.exists():
-            _check_step(known.read_text(), offered)
-    elif json.loads(cluster.kubectl("get", "--raw=/version"))["gitVersion"] != offered:
+        if (root / _VERSION).exists():
+            _check_step((root / _VERSION).read_text(), offered)
+    elif _made_with_others(cluster, root / _PROGRAMS, offered):
         _play({**props, "name": "before-upgrade", "playbook": "before_upgrade.yml"})
     _play(props)
-    write_private(known, offered)
-    write_private(known.with_name(_PROGRAMS), artifacts.directory().name)
+    write_private(root / _VERSION, offered)
+    write_private(root / _PROGRAMS, programs.name)
+
+
+def _made_with_others(cluster: Cluster, record: Path, offered: str) -> bool:
+    """Whether a running control plane was made with other programs than this checkout has.
+
+    Args:
+        cluster: The one that runs.
+        record: File with the programs' folder; one made before there were such files has none.
+        offered: This checkout's version of Kubernetes.
+    """
+    if record.exists():
+        return record.read_text() != artifacts.directory().name
+    running = json.loads(cluster.kubectl("get", "--raw=/version"))["gitVersion"]
+    return bool(running != offered)
 
 
 def _check_step(before: str, offered: str) -> None:

@@ -93,6 +93,21 @@ def test_a_running_one_is_upgraded_with_its_refusals(
     assert played == [*first, "site.yml"]
 
 
+@pytest.mark.parametrize(("before", "first"), [("others", ["before_upgrade.yml"]), ("", [])])
+def test_other_programs_of_the_same_kubernetes_are_an_upgrade_too(
+    played: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    before: str,
+    first: list[str],
+) -> None:
+    was(tmp_path, "v1.36.2")
+    (StackPaths("mine", tmp_path).root / "site-programs").write_text(before or tmp_path.name)
+    monkeypatch.setattr(Silent, "version", "v1.36.2")
+    onboarding.run(PROPS)
+    assert played == [*first, "site.yml"]
+
+
 def test_a_run_on_some_machines_is_no_upgrade(
     played: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
