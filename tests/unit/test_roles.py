@@ -21,7 +21,7 @@ CONFIGURES_FIRST = {"host_packages"}
 # Roles whose data names settings of the machine: taking one away must be possible, too.
 DATA = {"kernel_writeback"}
 # Results that other roles' handlers and group_vars ask for (docs/adr/0003-roles.md).
-PUBLIC_RESULTS = {"etcd_backup_ready", "system_service_start"}
+PUBLIC_RESULTS = {"etcd_backup_ready", "etcd_served", "system_service_start"}
 GROUPS = (
     "apiserver_offline",
     "apiserver_online",
