@@ -249,6 +249,13 @@ def print_sides(
     namespace: Annotated[
         list[str], typer.Option(help="Where the offline side works; may be given several times.")
     ] = [sides.OFFLINE_NAMESPACE],  # noqa: B006  # typer's way to say the default of many
+    online_audience: Annotated[
+        list[str],
+        typer.Option(
+            help="Audience of tokens that online accepts (kube_apiserver_audiences, else"
+            " kube_apiserver_issuer); may be given several times."
+        ),
+    ] = [sides.ONLINE_AUDIENCE],  # noqa: B006
 ) -> None:
     """Print what keeps online and offline apart, for clusters that no stack of Pulumi is.
 
@@ -267,11 +274,16 @@ def print_sides(
         for name in namespace
         if not re.fullmatch(LABEL, name)
     ]
+    problems += [
+        f"--online-audience: {audience!r} is no audience"
+        for audience in online_audience
+        if not re.fullmatch(r"[^'\"\\\s]+", audience)
+    ]
     if problems:
         raise FleetfootError("; ".join(problems), "nothing was printed", "correct the option")
     manifests = [
         *sides.lanes(namespace),
-        *sides.admission(offline_url, namespace),
+        *sides.admission(offline_url, namespace, online_audience),
         *sides.workplace(namespace),
     ]
     # Through JSON, for what objects share would be written as references.

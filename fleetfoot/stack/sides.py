@@ -18,6 +18,7 @@ __all__ = [
     "OFFLINE_GROUP",
     "OFFLINE_NAMESPACE",
     "OFFLINE_TIER",
+    "ONLINE_AUDIENCE",
     "Lane",
     "admission",
     "lanes",
@@ -204,7 +205,11 @@ def _lane(lane: Lane) -> list[dict[str, Any]]:
     ]
 
 
-def admission(url: str, namespaces: Sequence[str] = (OFFLINE_NAMESPACE,)) -> list[dict[str, Any]]:
+def admission(
+    url: str,
+    namespaces: Sequence[str] = (OFFLINE_NAMESPACE,),
+    online_audiences: Sequence[str] = (ONLINE_AUDIENCE,),
+) -> list[dict[str, Any]]:
     """Return policies and their bindings, each binding after its policy.
 
     Pods get the offline address and audience; no token of theirs is valid elsewhere.
@@ -213,6 +218,7 @@ def admission(url: str, namespaces: Sequence[str] = (OFFLINE_NAMESPACE,)) -> lis
         url: Where pods of the offline side reach their apiservers; the audience of their tokens is
             this URL without its port.
         namespaces: Those of the offline side; others may not look as if they were.
+        online_audiences: Of tokens that online accepts; offline's may be for anybody else.
     """
     host, _, port = url.removeprefix("https://").rpartition(":")
     audience = f"https://{host}"
@@ -242,7 +248,7 @@ def admission(url: str, namespaces: Sequence[str] = (OFFLINE_NAMESPACE,)) -> lis
         *_refusal(
             "fleetfoot-offline-tokens",
             _written("serviceaccounts/token", "CREATE"),
-            f"!object.spec.audiences.exists(a, a == '{ONLINE_AUDIENCE}')",
+            f"!object.spec.audiences.exists(a, a in [{_quoted(online_audiences)}])",
             "a token of an offline namespace must not be valid at the online apiservers; ask for"
             f" the audience {audience}, or at the offline apiservers",
         ),
@@ -281,10 +287,14 @@ def _labelled_as_listed(namespaces: Sequence[str]) -> str:
         ((key, value),) = label.items()
         return f"object.metadata.?labels[?'{key}'].orValue('') == '{value}'"
 
-    names = ", ".join(f"'{name}'" for name in namespaces)
-    listed = f"object.metadata.?name.orValue('') in [{names}]"
+    listed = f"object.metadata.?name.orValue('') in [{_quoted(namespaces)}]"
     made = f"request.operation == 'CREATE' && {has(_DECLARED)}"
     return f"({has(OFFLINE_TIER)}) ? ({listed} || ({made})) : !({listed})"
+
+
+def _quoted(words: Iterable[str]) -> str:
+    """Return words as CEL writes the elements of a list."""
+    return ", ".join(f"'{word}'" for word in words)
 
 
 def _refusal(

@@ -311,11 +311,11 @@ def keep_attributes(module: AnsibleModule, leaf: dict[str, Any]) -> bool:
     return changed
 
 
-def foreign(path: Path, authority: str) -> bool:
-    """Say whether a machine trusts an authority of the same name with another key.
+def foreign(path: Path, own: set[bytes]) -> bool:
+    """Say whether a machine trusts an authority that none of pki_dir's keys belongs to.
 
     A certificate that was made anew with the same key is none: what was signed stays valid. Nor is
-    one of another name: what is trusted there has changed.
+    another one of pki_dir: what is trusted there has changed.
     """
     if not path.exists():
         return False
@@ -323,23 +323,22 @@ def foreign(path: Path, authority: str) -> bool:
         trusted = x509.load_pem_x509_certificate(path.read_bytes())
     except ValueError:
         return False  # it trusts nobody
-    if not authority:
-        return True
-    wanted = x509.load_pem_x509_certificate(authority.encode())
-    return bool(
-        trusted.subject == wanted.subject
-        and public_bytes(trusted.public_key()) != public_bytes(wanted.public_key())
-    )
+    return public_bytes(trusted.public_key()) not in own
 
 
 def refuse_foreign(module: AnsibleModule) -> None:
     """Refuse to give a machine other authorities than those that it trusts."""
     if module.params["replace_authorities"]:
         return
+    own = {
+        public_bytes(x509.load_pem_x509_certificate(authority.encode()).public_key())
+        for authority in module.params["authorities"].values()
+        if authority
+    }
     strangers = [
         f"{entry['path']} ({entry['authority']})"
         for entry in module.params["trust"]
-        if foreign(Path(entry["path"]), module.params["authorities"][entry["authority"]])
+        if foreign(Path(entry["path"]), own)
     ]
     if strangers:
         module.fail_json(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -31,6 +33,15 @@ def test_sides_are_those_of_every_namespace_that_is_named() -> None:
     text = printed("--offline-url", URL, "--namespace", both[0], "--namespace", both[1])
     wanted = [*sides.lanes(both), *sides.admission(URL, both), *sides.workplace(both)]
     assert list(yaml.safe_load_all(text)) == wanted
+
+
+def test_tokens_of_every_audience_of_online_are_refused() -> None:
+    text = printed("--offline-url", URL, "--online-audience", "one", "--online-audience", "two")
+    wanted = sides.admission(URL, online_audiences=["one", "two"])
+    assert "['one', 'two']" in json.dumps(wanted)
+    assert list(yaml.safe_load_all(text)) == [*sides.lanes(), *wanted, *sides.workplace()]
+    with pytest.raises(FleetfootError, match="is no audience"):
+        printed("--offline-url", URL, "--online-audience", "a'b")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,12 @@ def test_clients_of_the_other_group_are_unknown(host, path):
     assert answer(host, path, "online") == "401"
 
 
+def test_reads_are_in_its_log(host):
+    answer(host, "/api/v1/namespaces?limit=7", "offline")
+    read = host.file("/var/log/kubernetes/audit-offline.log").content_string.splitlines()
+    assert any('"requestURI":"/api/v1/namespaces?limit=7"' in line for line in read)
+
+
 def test_it_is_no_endpoint_of_the_service(host):
     flags = host.file("/etc/kubernetes/apiserver/offline.env").content_string
     assert "--endpoint-reconciler-type=none" in flags
