@@ -180,6 +180,8 @@ def test_bench_failover_writes_what_it_measured(tmp_path: Path) -> None:
         "failed_online_requests",
         "dropped_online_requests",
     }
+    for goal in ("failed_online_requests", "dropped_online_requests"):
+        assert report["goals"][goal]["met"]
     assert report["setup"]["etcd_data"] == "disk"
     for found in (arms[name] for name in ("idle", "scheduler", "apiserver")):
         assert found["next_bound_s"] > 0

@@ -84,3 +84,24 @@ def test_operators_kubeconfig_reaches_a_ready_apiserver(facts: dict[str, str]) -
 
 def test_second_run_changes_nothing(cluster: Path) -> None:
     assert play(cluster, "site.yml")["changed"] == 0
+
+
+def running(inventory: Path) -> set[str]:
+    """Return the units of the control plane that run."""
+    patterns = "etcd* kube* haproxy@* coredns* docker-registry*"
+    ask = f"systemctl list-units --plain --no-legend --state=running {patterns}"
+    said = run("ansible", "control-0", "-i", inventory, "-m", "ansible.builtin.command", "-a", ask)
+    return {line.split()[0] for line in said.splitlines() if ".service" in line}
+
+
+def test_a_retired_host_does_nothing_more(cluster: Path, tmp_path: Path) -> None:
+    sample: dict[str, Any] = yaml.safe_load((cluster / "hosts.yml").read_text())
+    groups = sample["all"]["children"]
+    for group in (*groups.values(), *groups["kube_apiserver"]["children"].values()):
+        if "hosts" in group:
+            group["hosts"] = {}
+    groups["retired"]["hosts"] = {"control-0": None}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(sample))
+    assert {"etcd.service", "kube-apiserver@online.service"} <= running(cluster)
+    play(tmp_path, "site.yml")
+    assert running(tmp_path) == set()
