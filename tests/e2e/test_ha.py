@@ -298,6 +298,21 @@ def test_control_machines_are_replaced_one_after_another(ha: Stack) -> None:
     recovered(ha)
 
 
+@pytest.mark.long
+def test_one_that_died_is_replaced_before_one_that_serves(ha: Stack) -> None:
+    fleet = Fleet.of_stack(ha.name)
+    ha.pool("control")["memory"] = "3200MiB"
+    ha.write()
+    with counting(ha):
+        fleet.delete("control-2")
+        ha.fleetfoot("up", timeout=1800)
+    started = {machine.spec.name: machine.started for machine in fleet.all()}
+    assert started["control-2"] < started["control-1"]
+    assert {machine.spec.memory for machine in fleet.all()} == {3200, 2048}
+    assert members(ha) == dict.fromkeys(MACHINES, True)
+    recovered(ha)
+
+
 def fill(stack: Stack, folder: Path, kind: str, numbers: range) -> str:
     """Create large objects; return what kubectl said."""
     told = {"involvedObject": {"namespace": "default"}} if kind == "Event" else {}
