@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import kubernetes.config
 import kubernetes.dynamic
+import urllib3
 import yaml
 from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic.exceptions import DynamicApiError, ResourceNotFoundError
@@ -36,6 +37,18 @@ _SILENCE = [
     (socket.IPPROTO_TCP, socket.TCP_SYNCNT, 2),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
 ]
+# A load balancer may keep a connection whose server is gone. Servers answer within 60 s.
+_PATIENCE = urllib3.Timeout(connect=10, read=65)
+
+
+def _bound(pools: urllib3.PoolManager) -> None:
+    """Gives every request a time limit, which the client's own discovery has not."""
+    request = pools.request
+
+    def bounded(*arguments: Any, **options: Any) -> urllib3.BaseHTTPResponse:
+        return request(*arguments, **{**options, "timeout": options.get("timeout") or _PATIENCE})
+
+    pools.request = bounded  # type: ignore[method-assign]
 
 
 class Unreachable(ProviderError):  # noqa: N818
@@ -88,6 +101,7 @@ class Cluster:
         pool = client.rest_client.pool_manager.connection_pool_kw
         pool["retries"] = False
         pool["socket_options"] = [*HTTPConnection.default_socket_options, *_SILENCE]
+        _bound(client.rest_client.pool_manager)
         self._lock = threading.Lock()
         try:
             # A discovery cache could be stale or another user's; no file can be where this one is.

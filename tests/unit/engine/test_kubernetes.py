@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
+
+from fleetfoot.engine import _k8s_client
 
 from . import cluster
 from .conftest import Project, find_program
@@ -314,10 +317,12 @@ def test_refresh_sees_drift_and_up_undoes_it(stack: Stack) -> None:
     assert summary.counts["create"] == 1
 
 
-def test_cluster_that_hangs_up_is_asked_once(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("hangs_up", [True, False], ids=["hangs-up", "keeps-silent"])
+def test_cluster_that_does_not_answer_is_asked_once(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, hangs_up: bool
 ) -> None:
     """While its machine is away: each try could take seconds, and nothing is known to have gone."""
+    monkeypatch.setattr(_k8s_client, "_PATIENCE", urllib3.Timeout(5))
     config = tmp_path / "kubeconfig"
     config.write_text(Path(os.environ["KUBECONFIG_OF_TEST"]).read_text())
     monkeypatch.setenv("FILE_OF_TEST", str(config))
@@ -328,22 +333,25 @@ def test_cluster_that_hangs_up_is_asked_once(
                                   opts=there)
         """)
     assert stack.engine().up().ok
-    tries = []
+    tries: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def hang_up() -> None:
+        def take() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    listener.accept()[0].close()
-                    tries.append(1)
+                    tries.append(listener.accept()[0])
+                    if hangs_up:
+                        tries[-1].close()
 
-        thread = threading.Thread(target=hang_up)
+        thread = threading.Thread(target=take)
         thread.start()
         port = listener.getsockname()[1]
         config.write_text(config.read_text().replace(f":{stack.plane.port}", f":{port}"))
         summary = stack.engine().refresh()
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()
+    for connection in tries:
+        connection.close()
     assert summary.ok
     assert len(tries) == 1
     assert stack.resource("c4")["id"]
