@@ -255,7 +255,7 @@ def print_sides(
             help="Audience of tokens that online accepts (kube_apiserver_audiences, else"
             " kube_apiserver_issuer); may be given several times."
         ),
-    ] = [sides.ONLINE_AUDIENCE],  # noqa: B006
+    ] = [sides.ONLINE_AUDIENCE],  # noqa: B006  # as above
 ) -> None:
     """Print what keeps online and offline apart, for clusters that no stack of Pulumi is.
 

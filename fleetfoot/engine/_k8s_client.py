@@ -48,6 +48,7 @@ def _bound(pools: urllib3.PoolManager) -> None:
     def bounded(*arguments: Any, **options: Any) -> urllib3.BaseHTTPResponse:
         return request(*arguments, **{**options, "timeout": options.get("timeout") or _PATIENCE})
 
+    # The client gives each call a time limit of its own, None, which wins over the pools' default.
     pools.request = bounded  # type: ignore[method-assign]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -52,7 +53,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         for log in logs:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             report.sections.append((f"end of {log.name}", tail))
-        for machine in stack.status()["machines"]:
+        told = stack.fleetfoot("status", "--json", check=False)
+        if told.returncode:
+            continue
+        for machine in json.loads(told.stdout)["machines"]:
             if machine["backend"] == "nspawn" and machine["ready"]:
                 said = stack.ssh(machine["name"], _JOURNAL, check=False)
                 report.sections.append((f"services of {machine['name']}", said))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.stack import control_plane
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 HOSTS = {
     "one": {"ansible_host": "10.0.0.1"},
@@ -83,7 +80,10 @@ def test_one_that_is_down_waits_for_nobody(plane: Plane) -> None:
 
 def test_one_that_comes_back_is_waited_for(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     plane.down = {"10.0.0.2"}
-    come_back: Callable[[float], None] = lambda _: plane.down.clear()  # noqa: E731
+
+    def come_back(_seconds: float) -> None:
+        plane.down.clear()
+
     monkeypatch.setattr(control_plane, "_PATIENCE", 60.0)
     monkeypatch.setattr(control_plane.time, "sleep", come_back)
     control_plane.wait_for_others("mine", "one")
