@@ -41,7 +41,8 @@ PROCESSES = [
 ]
 
 
-_SMALL_QUOTA, _FILLER_BYTES = 32 << 20, 250_000
+#: The smallest quota that may be configured; what else these tests write stays far below it.
+_SMALL_QUOTA, _FILLER_BYTES = 64 << 20, 250_000
 #: Put etcd's data on another disk.
 MOVE = """
 set -e
@@ -64,6 +65,8 @@ LARGE_DISK = MOVE.format(change="umount /var/lib/etcd; find /var/lib/etcd -minde
 @pytest.fixture(scope="module")
 def ha() -> Iterator[Stack]:
     with Stack("e2e-ha", 71, like="ha") as stack:
+        small = f"{_SMALL_QUOTA >> 20}MiB"
+        stack.config["fleetfoot:etcd"] = {"quota": small, "events_quota": small}
         stack.control_only()
         stack.fleetfoot("up", timeout=1800)
         yield stack
@@ -368,15 +371,9 @@ def test_a_backup_is_restored_into_a_fresh_environment(
     assert all(row["ready"] for row in fresh.status()["etcd"])
 
 
-@pytest.fixture(scope="module")
-def small_etcd(ha: Stack) -> None:
-    """Etcd with a database that is soon full, until somebody gives it more room."""
-    ha.play("site.yml", "--tags", "etcd", "-e", f"etcd_quota_bytes={_SMALL_QUOTA}")
-
-
 def overfill(stack: Stack, folder: Path, kind: str) -> None:
     """Create objects until etcd takes no more."""
-    last = 2 * _SMALL_QUOTA // _FILLER_BYTES
+    last = 5 * _SMALL_QUOTA // (4 * _FILLER_BYTES)
     fill(stack, folder, kind, range(last))
     assert "database space exceeded" in fill(stack, folder, kind, range(last, last + 1))
 
@@ -390,7 +387,6 @@ def take_writes(stack: Stack, folder: Path, kind: str, unit: str) -> None:
     tidy(stack, kind)
 
 
-@pytest.mark.usefixtures("small_etcd")
 @pytest.mark.parametrize(("kind", "unit"), [("ConfigMap", "etcd"), ("Event", "etcd-events")])
 def test_a_full_etcd_says_so_and_recovers(ha: Stack, tmp_path: Path, kind: str, unit: str) -> None:
     overfill(ha, tmp_path, kind)
@@ -402,10 +398,10 @@ def test_a_full_etcd_says_so_and_recovers(ha: Stack, tmp_path: Path, kind: str, 
     take_writes(ha, tmp_path, kind, unit)
 
 
-@pytest.mark.usefixtures("small_etcd")
 def test_a_full_etcd_is_given_more_room(ha: Stack, tmp_path: Path) -> None:
     overfill(ha, tmp_path, "ConfigMap")
-    ha.play("site.yml", "--tags", "etcd")  # members restart, though each has its alarm
+    # Members restart, though each has its alarm.
+    ha.play("site.yml", "--tags", "etcd", "-e", f"etcd_quota_bytes={8 * _SMALL_QUOTA}")
     take_writes(ha, tmp_path, "ConfigMap", "etcd")
 
 
