@@ -29,6 +29,8 @@ _SITE = "site.yml"
 # Files of a stack: what site.yml made of it last, and with which programs.
 _VERSION = "kubernetes-version"
 _PROGRAMS = "site-programs"
+# There while an upgrade that was let in has not come through.
+_UNDER_WAY = "upgrade-under-way"
 _NUMBER = re.compile(r"\d+")
 
 
@@ -102,7 +104,7 @@ def catch_up(stack: str) -> None:
     run({"stack": stack, "name": "site", "playbook": _SITE, "inventory": {"all": every}})
 
 
-def _play(props: Mapping[str, Any]) -> None:
+def _play(props: Mapping[str, Any], *options: str) -> None:
     paths = StackPaths(props["stack"])
     inventory = write_private(
         paths.inventory(props["name"]),
@@ -113,7 +115,7 @@ def _play(props: Mapping[str, Any]) -> None:
     argv = [*FAMILY, str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(inventory)]
     argv += ["--limit", ",".join(props["limit"])] if props.get("limit") else []
     argv += ["--tags", ",".join(props["tags"])] if props.get("tags") else []
-    argv += [str(PROJECT / "playbooks" / props["playbook"])]
+    argv += [*options, str(PROJECT / "playbooks" / props["playbook"])]
     environment = {
         **os.environ,
         "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
@@ -147,10 +149,14 @@ def _site(props: Mapping[str, Any]) -> None:
         if (root / _VERSION).exists():
             _check_step((root / _VERSION).read_text(), offered)
     elif _made_with_others(cluster, root / _PROGRAMS, offered):
-        _play({**props, "name": "before-upgrade", "playbook": "before_upgrade.yml"})
+        # What an upgrade broke does not keep a better one away: then those that answer are asked.
+        lenient = ["-e", "upgrade_check_strict=false"] if (root / _UNDER_WAY).exists() else []
+        _play({**props, "name": "before-upgrade", "playbook": "before_upgrade.yml"}, *lenient)
+        write_private(root / _UNDER_WAY, programs.name)
     _play(props)
     write_private(root / _VERSION, offered)
     write_private(root / _PROGRAMS, programs.name)
+    (root / _UNDER_WAY).unlink(missing_ok=True)
 
 
 def _made_with_others(cluster: Cluster, record: Path, offered: str) -> bool:

@@ -57,6 +57,8 @@ def test_a_host_of_ones_own_joins_and_leaves(environment: Stack, own_host: Path)
     node = eventually(lambda: ready_node(environment, "my-host"))
     assert node["metadata"]["labels"]["example.com/rack"] == "a1"
     assert play(environment, "onboard.yml", own_host, *unload)["changed"] == 0
+    assert play(environment, "upgrade.yml", own_host)["failed"] == 0
+    assert ready_node(environment, "my-host")
     assert play(environment, "offboard.yml", own_host)["changed"] > 0
     assert {row["name"] for row in environment.status()["nodes"]} == others
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 PROPS = {"stack": "mine", "name": "site", "playbook": "site.yml", "inventory": {}}
 
 
+broken: set[str] = set()
+"""Playbooks that fail."""
+
+
 class Silent:
     """A cluster that does not answer."""
 
@@ -35,15 +39,18 @@ class Silent:
 
 @pytest.fixture
 def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the playbooks that were run, on a stack whose folder is the test's own."""
+    """Playbooks that were run, with their options, on a stack whose folder is the test's own."""
     names: list[str] = []
+    broken.clear()
     (tmp_path / "versions.json").write_text(json.dumps({"kube-apiserver": "v1.36.2"}))
     monkeypatch.setattr(onboarding, "StackPaths", lambda name: StackPaths(name, tmp_path))
     monkeypatch.setattr(onboarding.artifacts, "directory", lambda: tmp_path)
     monkeypatch.setattr(onboarding, "Cluster", Silent)
 
-    def play(props: dict[str, Any]) -> None:
-        names.append(props["playbook"])
+    def play(props: dict[str, Any], *options: str) -> None:
+        names.append(" ".join([props["playbook"], *options]))
+        if props["playbook"] in broken:
+            raise FleetfootError("a server does not come up", "", "")
 
     monkeypatch.setattr(onboarding, "_play", play)
     return names
@@ -106,6 +113,21 @@ def test_other_programs_of_the_same_kubernetes_are_an_upgrade_too(
     monkeypatch.setattr(Silent, "version", "v1.36.2")
     onboarding.run(PROPS)
     assert played == [*first, "site.yml"]
+
+
+def test_an_upgrade_that_did_not_come_through_does_not_keep_a_better_one_away(
+    played: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Silent, "version", "v1.36.1")
+    broken.add("site.yml")
+    with pytest.raises(FleetfootError, match="does not come up"):
+        onboarding.run(PROPS)
+    broken.clear()
+    onboarding.run(PROPS)
+    again = "before_upgrade.yml -e upgrade_check_strict=false"
+    assert played == ["before_upgrade.yml", "site.yml", again, "site.yml"]
+    onboarding.run(PROPS)
+    assert played[4:] == ["site.yml"]
 
 
 def test_a_run_on_some_machines_is_no_upgrade(

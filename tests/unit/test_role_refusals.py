@@ -59,7 +59,7 @@ def authority(
 
     Args:
         folder: Where its folder is made.
-        name: Its name is what comes before a dot, as is its folder's without one.
+        name: Its folder; its name is what comes after a slash.
         days: Days until its end.
         key_of: Folder of the authority whose key it has; empty makes a key.
         foreign_key: Whether the key that lies beside it is another one.
@@ -72,7 +72,7 @@ def authority(
         known = serialization.load_pem_private_key(kept, password=None)
         assert isinstance(known, ec.EllipticCurvePrivateKey)
         key = known
-    common_name = f"fleetfoot {name.partition('.')[0]}"
+    common_name = f"fleetfoot {name.rpartition('/')[2]}"
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (

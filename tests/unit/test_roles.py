@@ -21,7 +21,7 @@ CONFIGURES_FIRST = {"host_packages"}
 # Roles whose data names settings of the machine: taking one away must be possible, too.
 DATA = {"kernel_writeback"}
 # Results that other roles' handlers and group_vars ask for (docs/adr/0003-roles.md).
-PUBLIC_RESULTS = {"etcd_backup_ready", "etcd_served", "system_service_start"}
+PUBLIC_RESULTS = {"etcd_backup_ready", "system_service_start"}
 GROUPS = (
     "apiserver_offline",
     "apiserver_online",
@@ -109,6 +109,7 @@ def test_preflight_says_what_follows_and_changes_nothing(role: str) -> None:
         else:
             reads = {
                 "ansible.builtin.setup",
+                "ansible.builtin.slurp",
                 "ansible.builtin.command",
                 "ansible.builtin.include_vars",
                 "community.crypto.openssl_privatekey_info",
