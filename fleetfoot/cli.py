@@ -9,16 +9,17 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import yaml
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fleetfoot.bench.commands import bench
 from fleetfoot.cluster import Cluster
+from fleetfoot.console import cell, err, out
 from fleetfoot.engine import Display, EngineError
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ledger, ssh
@@ -31,9 +32,6 @@ from fleetfoot.stack.rolling import WHOLE_STACK
 from fleetfoot.stack.teardown import teardown
 from fleetfoot.status import Status, gather
 
-if TYPE_CHECKING:
-    from fleetfoot.bench.report import Report
-
 __all__ = ["app", "main"]
 
 app = typer.Typer(
@@ -44,15 +42,13 @@ app = typer.Typer(
 )
 image = typer.Typer(help="Machine and container images.", no_args_is_help=True)
 app.add_typer(image, name="image")
-bench = typer.Typer(help="Measure a figure afresh: all arms in one run.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-_out = Console()
-_err = Console(stderr=True)
 _OUTPUT_WIDTH = 60
 
 StackName = Annotated[
     str, typer.Option("--stack", "-s", envvar="STACK", help="Stack to work on (Pulumi.NAME.yaml).")
 ]
+Picture = Annotated[Path | None, typer.Option(help="With --boot: draw it as well (PNG or SVG).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -61,12 +57,12 @@ def main() -> None:
     try:
         app()
     except (FleetfootError, EngineError) as told:
-        _err.print(f"[bold red]error:[/] {escape(str(told))}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(str(told))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
 def _end(result: Result) -> None:
-    _err.print(result.summary, highlight=False)
+    err.print(result.summary, highlight=False)
     if not result.ok:
         raise typer.Exit(1)
 
@@ -75,7 +71,7 @@ def _end(result: Result) -> None:
 def up(stack: StackName = "local") -> None:
     """Make the stack what its configuration says; continues where an earlier run stopped."""
     runner = driver(stack, Display())
-    _err.print(f"stack {stack}, {runner.name} engine", highlight=False)
+    err.print(f"stack {stack}, {runner.name} engine", highlight=False)
     _end(runner.up())
 
 
@@ -83,7 +79,7 @@ def up(stack: StackName = "local") -> None:
 def preview(stack: StackName = "local") -> None:
     """Tell what `up` would change, machine by machine."""
     runner = driver(stack, Display(preview=True))
-    _err.print(f"preview of {stack}, {runner.name} engine: nothing is changed", highlight=False)
+    err.print(f"preview of {stack}, {runner.name} engine: nothing is changed", highlight=False)
     _end(runner.preview())
 
 
@@ -108,7 +104,7 @@ def down(
         if empty or not result.ok:
             teardown(stack, keep_state=not result.ok)
     _end(result)
-    _err.print("Packages and caches stay; `fleetfoot image prune` frees what no definition needs.")
+    err.print("Packages and caches stay; `fleetfoot image prune` frees what no definition needs.")
 
 
 @app.command()
@@ -132,7 +128,7 @@ def outputs(
     table = Table("output", "value")
     for key, value in found.items():
         table.add_row(key, value if isinstance(value, str) else _beginning(key, value))
-    _out.print(table)
+    out.print(table)
 
 
 def _beginning(key: str, value: Any) -> str:
@@ -150,9 +146,7 @@ def status(
     boot: Annotated[
         bool, typer.Option("--boot", help="Show how long each stage of a machine's start took.")
     ] = False,
-    picture: Annotated[
-        Path | None, typer.Option(help="With --boot: draw it as well (PNG or SVG).")
-    ] = None,
+    picture: Picture = None,
 ) -> None:
     """Show machines, apiservers, etcd and nodes, or (--boot) the stages of the machines' start."""
     if boot:
@@ -191,25 +185,19 @@ def _boot_ledgers(stack: str, *, as_json: bool, picture: Path | None) -> None:
     for one in found:
         cells = [f"{one.marks[key]:.1f}" if key in one.marks else "-" for key in ledger.STAGES]
         table.add_row(one.machine, one.image, *cells)
-    _out.print(table)
+    out.print(table)
 
 
 def _print_status(found: Status) -> None:
     plain = found.plain()
-    _out.print(f"stack {plain['stack']}, {plain['engine']} engine", highlight=False)
+    out.print(f"stack {plain['stack']}, {plain['engine']} engine", highlight=False)
     for section, rows in plain.items():
         if not rows or isinstance(rows, str):
             continue
         table = Table(*rows[0], title=section, title_justify="left")
         for row in rows:
-            table.add_row(*(_cell(value) for value in row.values()))
-        _out.print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "[green]yes[/]" if value else "[red]no[/]"
-    return ", ".join(value) if isinstance(value, list) else str(value)
+            table.add_row(*(cell(value) for value in row.values()))
+        out.print(table)
 
 
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -314,11 +302,11 @@ def image_list(as_json: AsJson = False) -> None:
     table = Table("image", "key", "built", "MiB")
     for row in rows:
         size = f"{row['bytes'] / 2**20:.0f}" if row["built"] else ""
-        table.add_row(row["name"], row["key"], _cell(row["built"]), size)
-    _out.print(table)
+        table.add_row(row["name"], row["key"], cell(row["built"]), size)
+    out.print(table)
     if older := bootimage.outdated(rows):
         freed = sum(size_of(folder) for folder in older) >> 20
-        _out.print(f"{len(older)} older ones take {freed} MiB: `fleetfoot image prune` frees them")
+        out.print(f"{len(older)} older ones take {freed} MiB: `fleetfoot image prune` frees them")
 
 
 @image.command("prune")
@@ -327,7 +315,7 @@ def image_prune() -> None:
     for folder in bootimage.outdated(bootimage.known()):
         size = size_of(folder) >> 20
         shutil.rmtree(folder)
-        _out.print(f"{folder.name}: {size} MiB freed", highlight=False)
+        out.print(f"{folder.name}: {size} MiB freed", highlight=False)
 
 
 @image.command("build")
@@ -336,84 +324,4 @@ def image_build(
 ) -> None:
     """Build images into the cache, unless it has them."""
     for name in names:
-        _out.print(bootimage.boot_image(name)["path"], soft_wrap=True, highlight=False)
-
-
-JsonFile = Annotated[
-    Path, typer.Option("--json", help="Where the result goes; the picture stands beside it.")
-]
-
-
-@bench.command("boot")
-def bench_boot(
-    target: JsonFile,
-    rounds: Annotated[int, typer.Option(min=1, help="Machines of each image.")] = 3,
-) -> None:
-    """Compare from start to Ready: the serverless image against the generic one."""
-    # Here, for drawing takes a second to import and most commands draw nothing.
-    from fleetfoot.bench import boot  # noqa: PLC0415
-
-    report = boot.run(target, rounds, progress=lambda line: _err.print(line, highlight=False))
-    table = Table("metric", *report.arms, "ratio")
-    for key, ratio in report.ratios.items():
-        cells = [f"{metrics[key]:,.1f}" for metrics in report.arms.values()]
-        table.add_row(key, *cells, f"{ratio:.2f}")
-    _out.print(table)
-
-
-@bench.command("apiserver")
-def bench_apiserver(
-    target: JsonFile,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each arm is measured.")] = 3,
-    nodes: Annotated[int, typer.Option(min=1, max=1000, help="Simulated nodes.")] = 500,
-    seconds: Annotated[
-        int, typer.Option(min=2, help="How long each figure is measured, in windows of 12 s.")
-    ] = 30,
-    disk: Annotated[
-        bool, typer.Option("--disk", help="Let etcd write to the host's disk instead of memory.")
-    ] = False,
-) -> None:
-    """Compare what online feels of an offline storm: one apiserver, lanes, split groups."""
-    # Here, for drawing takes a second to import and most commands draw nothing.
-    from fleetfoot.bench import apiserver  # noqa: PLC0415
-
-    report = apiserver.run(
-        target,
-        rounds,
-        nodes,
-        seconds,
-        disk=disk,
-        progress=lambda line: _err.print(line, highlight=False, soft_wrap=True),
-    )
-    _print_arms(report)
-
-
-@bench.command("failover")
-def bench_failover(
-    target: JsonFile,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each process is killed.")] = 3,
-) -> None:
-    """Kill the leading scheduler and an apiserver under load: how soon is the next pod bound?"""
-    from fleetfoot.bench import failover  # noqa: PLC0415  (Kubernetes' client takes a second)
-
-    report = failover.run(target, rounds, lambda line: _err.print(line, highlight=False))
-    _print_arms(report)
-
-
-def _print_arms(report: Report) -> None:
-    """Metrics of all arms, their ratios, and last whether the goals were met."""
-    table = Table("metric", *report.arms)
-    for key in dict.fromkeys(key for metrics in report.arms.values() for key in metrics):
-        cells = (
-            f"{metrics[key]:,.3g}" if key in metrics else "-" for metrics in report.arms.values()
-        )
-        table.add_row(key, *cells)
-    _out.print(table)
-    for key, ratio in report.ratios.items():
-        _out.print(f"{key}: {ratio:.2f}", highlight=False)
-    _out.print(f"etcd wrote to: {report.setup['etcd_data']}", highlight=False)
-    goals = Table("goal", "limit", "measured", "met")
-    for key, goal in report.goals.items():
-        limit = f"{'at least' if goal.at_least else 'at most'} {goal.limit:g}"
-        goals.add_row(key, limit, f"{goal.measured:,.3g}", _cell(goal.met))
-    _out.print(goals)
+        out.print(bootimage.boot_image(name)["path"], soft_wrap=True, highlight=False)
