@@ -29,6 +29,8 @@ _NODES_OWN = re.compile(r"(node|kubelet)\.kubernetes\.io/|topology\.kubernetes\.
 _LONGEST_POOL_NAME = 53  # a machine is <pool>-<number>, its stand-in <pool>-<number>-surge
 # What a host keeps for itself and for QEMU's own needs.
 _HOST_RESERVE_MIB = 1024
+# Where members of a group keep what they know.
+_DATA = {"etcd": "/var/lib/etcd", "etcd_events": "/var/lib/etcd-events"}
 # Kubernetes' own, beside kube-*, and the sample service's.
 _ONLINE_NAMESPACES = ("default", "sample")
 
@@ -40,7 +42,7 @@ def conflicts(config: StackConfig, host_memory_mib: int | None = None) -> list[s
         config: Typed, and each of its values right by itself.
         host_memory_mib: The host's memory; the running machine's if None.
     """
-    found = [*_names(config), *_ranges(config), *_groups(config)]
+    found = [*_names(config), *_ranges(config), *_groups(config), *_kept(config)]
     for number, pool in enumerate(config.pools):
         found += [f"fleetfoot:pools[{number}].{told}" for told in _pool(pool)]
     host = _host_memory() if host_memory_mib is None else host_memory_mib
@@ -95,6 +97,19 @@ def _groups(config: StackConfig) -> list[str]:
         " add it to a pool's groups"
         for group in GROUPS
         if group != "workers" and not any(pool.count for pool in config.in_group(group))
+    ]
+
+
+def _kept(config: StackConfig) -> list[str]:
+    """Databases with one member, which would be lost with its machine."""
+    return [
+        f"fleetfoot:pools: the only member of {group!r} is in pool {pool.name}, whose volumes do"
+        f" not have {folder}, so a new image would replace it by one that knows nothing; add it to"
+        " volumes, or have 3 members"
+        for group, folder in _DATA.items()
+        if sum(pool.count for pool in config.in_group(group)) == 1
+        for pool in config.in_group(group)
+        if pool.count and not any(Path(folder).is_relative_to(kept) for kept in pool.volumes)
     ]
 
 

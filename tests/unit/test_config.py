@@ -66,6 +66,7 @@ def test_the_default_stack_is_good() -> None:
         ("pools.1.image", "beos", r"fleetfoot:pools\[1\].image", "choose one of .*serverless"),
         ("pools.1.groups", ["workers", "etcd"], r"pools\[1\].groups", "a pool of its own"),
         ("pools.0.groups", ["kube_apiserver"], r"pools\[0\].groups", "write apiserver_online"),
+        ("pools.0.volumes", ["/var/lib/etcd"], "fleetfoot:pools", "not have /var/lib/etcd-events"),
         ("pools.1.volumes", ["/data"], r"fleetfoot:pools\[1\].volumes", "nothing would be kept"),
         ("pools.1.labels", {"a b": "c"}, r"fleetfoot:pools\[1\].labels", "is no label"),
         ("pools.1.labels", {"a": 'b"c'}, r"fleetfoot:pools\[1\].labels", "is no label"),

@@ -29,6 +29,7 @@ CONFIG = {
             "count": 1,
             "memory": "1GiB",
             "groups": [group for group in GROUPS if group != "workers"],
+            "volumes": ["/var/lib/etcd", "/var/lib/etcd-events"],
         },
         {
             "name": "worker",
