@@ -374,6 +374,7 @@ def test_a_full_etcd_says_so_and_recovers(ha: Stack, tmp_path: Path, kind: str, 
     take_writes(ha, tmp_path, kind, unit)
 
 
+@pytest.mark.long
 def test_a_full_etcd_is_given_more_room(ha: Stack, tmp_path: Path) -> None:
     overfill(ha, tmp_path, "ConfigMap")
     # Members restart, though each has its alarm.
