@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,9 @@ from fleetfoot.engine import Engine
 from fleetfoot.stack.config import load
 from fleetfoot.stack.fields import GROUPS
 from fleetfoot.stack.inventory import render
+from tests.unit.programs import ansible
 
 PROJECT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 PLAYBOOKS = sorted(path.name for path in (PROJECT / "playbooks").glob("*.yml"))
 CONFIG = {
     "pools": [
@@ -49,14 +47,7 @@ pulumi.export("inventory", json.loads(os.environ["INVENTORY_OF_TEST"]))
 
 
 def ansible_inventory(source: str, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BIN / "ansible-inventory"), "-i", source, *options],
-        cwd=PROJECT,
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1", **env},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return ansible("ansible-inventory", "-i", source, *options, **env)
 
 
 def listed(source: str, **env: str) -> dict[str, Any]:
@@ -221,21 +212,15 @@ def test_aliases_in_samples_share_what_their_machine_is_given(sample: str, tmp_p
 
 def test_ha_sample_gives_each_group_its_front_end() -> None:
     """What group_vars makes of the inventory, asked of Ansible itself."""
-    done = subprocess.run(
-        [
-            str(BIN / "ansible"),
-            "front-0",
-            *("-i", "inventory/samples/ha", "--playbook-dir", "playbooks", "-m", "debug"),
-            *("-a", "var=load_balancer_apiservers"),
-        ],
-        cwd=PROJECT,
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
-             "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
-             "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )  # fmt: skip
+    done = ansible(
+        "ansible",
+        "front-0",
+        *("-i", "inventory/samples/ha", "--playbook-dir", "playbooks", "-m", "debug"),
+        *("-a", "var=load_balancer_apiservers"),
+        ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
+        ANSIBLE_STDOUT_CALLBACK="ansible.builtin.default",
+        ANSIBLE_CALLBACK_RESULT_FORMAT="json",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout.partition("=>")[2].lstrip()
     fronts = json.JSONDecoder().raw_decode(said)[0]["load_balancer_apiservers"]
@@ -282,17 +267,10 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     folder = tmp_path_factory.mktemp("losses")
     tree = {"all": {"children": {name: {"hosts": hosts} for name, hosts in groups.items()}}}
     (folder / "hosts.yml").write_text(yaml.safe_dump(tree))
-    argv = [str(BIN / "ansible"), "all", "-i", str(folder / "hosts.yml"), "-c", "local"]
+    argv = ["all", "-i", str(folder / "hosts.yml"), "-c", "local"]
     argv += ["--playbook-dir", "playbooks", "--tree", str(folder / "said"), "-m", "debug", "-a"]
     wanted = ", ".join(f"'{name}': {name}" for name in sorted(LOSSES))
-    done = subprocess.run(
-        [*argv, f"msg={{{{ {{{wanted}}} }}}}"],
-        cwd=PROJECT,
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = ansible("ansible", *argv, f"msg={{{{ {{{wanted}}} }}}}")
     assert done.returncode == 0, done.stdout + done.stderr
     return {path.name: json.loads(path.read_text())["msg"] for path in (folder / "said").iterdir()}
 
@@ -316,17 +294,8 @@ def test_the_baseline_image_is_durable(losses: dict[str, dict[str, Any]]) -> Non
 @pytest.mark.parametrize("playbook", PLAYBOOKS)
 @pytest.mark.parametrize("sample", ["single", "ha"])
 def test_playbooks_take_the_samples(sample: str, playbook: str) -> None:
-    done = subprocess.run(
-        [
-            str(BIN / "ansible-playbook"),
-            "--syntax-check",
-            *("-i", f"inventory/samples/{sample}", f"playbooks/{playbook}"),
-        ],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    places = ("-i", f"inventory/samples/{sample}", f"playbooks/{playbook}")
+    done = ansible("ansible-playbook", "--syntax-check", *places)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+
+from tests.unit.programs import ansible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,14 +101,7 @@ def test_inventory(tmp_path: Path, change: Callable[[Children], None], says: str
         for hosts, role in PREFLIGHTS.items()
     ]
     (tmp_path / "play.yml").write_text(yaml.safe_dump(plays))
-    program = Path(sys.executable).with_name("ansible-playbook")
-    done = subprocess.run(
-        [str(program), "-i", str(tmp_path / "hosts.json"), str(tmp_path / "play.yml")],
-        cwd=PROJECT,
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    files = (str(tmp_path / "hosts.json"), str(tmp_path / "play.yml"))
+    done = ansible("ansible-playbook", "-i", *files)
     assert (done.returncode == 0) == (not says), done.stdout[-3000:] + done.stderr[-3000:]
     assert says in done.stdout

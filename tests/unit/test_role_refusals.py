@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from tests.unit.programs import ansible
 
 PROJECT = Path(__file__).parents[2]
 CASES: list[dict[str, Any]] = yaml.safe_load(
@@ -105,17 +104,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for name, spec in case.get("authorities", {}).items():
             authority(here, name, **spec)
     (folder / "play.yml").write_text(yaml.safe_dump(playbook(folder, result)))
-    done = subprocess.run(
-        [
-            str(Path(sys.executable).parent / "ansible-playbook"),
-            *("-i", "localhost,", "-c", "local", str(folder / "play.yml")),
-        ],
-        cwd=PROJECT,
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    argv = ("-i", "localhost,", "-c", "local", str(folder / "play.yml"))
+    done = ansible("ansible-playbook", *argv)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found: dict[str, str] = json.loads(result.read_text())
     return found
