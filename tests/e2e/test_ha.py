@@ -418,8 +418,8 @@ def test_a_full_disk_says_so_and_the_others_go_on(
     eventually(lambda: member()["ready"])
     with counting(ha) as online:
         ha.ssh(small_disk, "cat /dev/zero > /var/lib/etcd/filler", check=False)
-        # More than what is left of the log file that it writes to, which has its room already.
-        fill(ha, tmp_path, "ConfigMap", range((80 << 20) // _FILLER_BYTES))
+        # The database has to grow, though not as far as its quota, at which all would stop.
+        fill(ha, tmp_path, "ConfigMap", range(_SMALL_QUOTA // 2 // _FILLER_BYTES))
         eventually(lambda: not member()["ready"])
         assert any(told.startswith("DISK") for told in member()["alarms"])
         goes_on(online, 10)
