@@ -14,7 +14,11 @@ from fleetfoot.shell import run
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["members"]
+__all__ = ["DATA", "members"]
+
+#: Unit of each group's database, and where it keeps its data.
+_UNITS = {"etcd": "etcd", "etcd_events": "etcd-events"}
+DATA = {group: f"/var/lib/{unit}" for group, unit in _UNITS.items()}
 
 _LOG_MIB = 64  # size of the log file that etcd makes next
 
@@ -35,7 +39,7 @@ def members(stack: str, running: Collection[str]) -> list[dict[str, Any]]:
         return []
     known = [
         (name, every["hosts"][name]["ansible_host"], unit)
-        for group, unit in {"etcd": "etcd", "etcd_events": "etcd-events"}.items()
+        for group, unit in _UNITS.items()
         # A stack that was made before Events had an etcd of their own has no such group yet.
         for name in every["children"].get(group, {}).get("hosts", {})
     ]

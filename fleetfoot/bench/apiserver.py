@@ -59,11 +59,10 @@ _WORST = (
     "foreign_cpu_seconds",
     "stolen_cpu_seconds",
 )
-_DATA = ["/var/lib/etcd", "/var/lib/etcd-events"]
 # Every node gets a /24 of the pods' range.
 _CHANGES: dict[str, Any] = {
     "network": {**cluster.NETWORK, "pods": "10.100.0.0/14"},
-    "pools": [{**cluster.CONTROL_POOL, "memory": "6GiB", "volumes": _DATA}],
+    "pools": [{**cluster.CONTROL_POOL, "memory": "6GiB"}],
     "apiservers": cluster.shipped("local", "apiservers"),
 }
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fleetfoot import artifacts
+from fleetfoot import artifacts, etcd
 from fleetfoot.cluster import Cluster
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines.fleet import Fleet
@@ -58,6 +58,7 @@ CONTROL_POOL: dict[str, Any] = {
     "count": 1,
     "memory": "3GiB",
     "groups": [group for group in GROUPS if group != "workers"],
+    "volumes": list(etcd.DATA.values()),
 }
 _CONFIG = {"network": NETWORK, "pools": [CONTROL_POOL], "sample": {"enabled": False}}
 

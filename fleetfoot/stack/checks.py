@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fleetfoot import etcd
 from fleetfoot.errors import FleetfootError
 from fleetfoot.images.definition import FORMATS, Definition
 from fleetfoot.stack.fields import GROUPS
@@ -29,8 +30,6 @@ _NODES_OWN = re.compile(r"(node|kubelet)\.kubernetes\.io/|topology\.kubernetes\.
 _LONGEST_POOL_NAME = 53  # a machine is <pool>-<number>, its stand-in <pool>-<number>-surge
 # What a host keeps for itself and for QEMU's own needs.
 _HOST_RESERVE_MIB = 1024
-# Where members of a group keep what they know.
-_DATA = {"etcd": "/var/lib/etcd", "etcd_events": "/var/lib/etcd-events"}
 # Kubernetes' own, beside kube-*, and the sample service's.
 _ONLINE_NAMESPACES = ("default", "sample")
 
@@ -105,8 +104,8 @@ def _kept(config: StackConfig) -> list[str]:
     return [
         f"fleetfoot:pools: the only member of {group!r} is in pool {pool.name}, whose volumes do"
         f" not have {folder}, so a new image would replace it by one that knows nothing; add it to"
-        " volumes, or have 3 members"
-        for group, folder in _DATA.items()
+        " volumes (where it runs already, after a backup, docs/operations.md), or have 3 members"
+        for group, folder in etcd.DATA.items()
         if sum(pool.count for pool in config.in_group(group)) == 1
         for pool in config.in_group(group)
         if pool.count and not any(Path(folder).is_relative_to(kept) for kept in pool.volumes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleetfoot import etcd
@@ -14,14 +16,61 @@ from fleetfoot.stack import onboarding
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["require_members", "set_up", "wait_for_others"]
+__all__ = ["bring_back", "require_kept", "require_members", "set_up", "wait_for_others"]
 
 _PATIENCE = 300.0  # a machine that died is made again in that many seconds
 _PAUSE = 1.0
 
 
+def require_kept(stack: str, name: str, volumes: Collection[str]) -> None:
+    """Require that what nobody else knows outlives a machine that is to be replaced.
+
+    Args:
+        stack: Whose control plane, as its last run of site.yml knew it.
+        name: The machine.
+        volumes: Its folders that do.
+
+    Raises:
+        FleetfootError: It has a database of one member, and that one's data would go with it.
+    """
+    every = onboarding.recorded(stack)
+    if every is None or Fleet.of_stack(stack).read(name) is None:
+        return
+    others = _others(stack, name)
+    for group, folder in etcd.DATA.items():
+        hosts = every["children"].get(group, {}).get("hosts", {})
+        kept = any(Path(folder).is_relative_to(volume) for volume in volumes)
+        if len(hosts) == 1 and not kept and not others.keys() & hosts.keys():
+            raise FleetfootError(
+                f"{name} is to be replaced, has the only member of {group}, and {folder} is in none"
+                " of its volumes",
+                "what the cluster knows would be gone, so it stays as it is",
+                "take a backup, `fleetfoot down`, `fleetfoot up` with the folder in the pool's"
+                " volumes, and restore it (docs/operations.md)",
+            )
+
+
+def bring_back(stack: str, name: str) -> None:
+    """Start a machine that only went down, as it was; one that cannot start is left as it is.
+
+    On its disk may be what others lack: after the host was restarted all of them are down.
+
+    Args:
+        stack: Whose control plane.
+        name: The machine.
+    """
+    fleet = Fleet.of_stack(stack)
+    machine = fleet.read(name)
+    if machine is None or machine.running:
+        return
+    try:
+        fleet.create(machine.spec, {})
+    except FleetfootError as failed:
+        print(f"{name} does not start as it was: {failed}", file=sys.stderr, flush=True)
+
+
 def wait_for_others(stack: str, name: str) -> None:
-    """Wait until the control plane's other machines run, if this one does.
+    """Wait until the control plane's other machines run.
 
     This run may be making one again that died; it has to come before one that runs goes.
 
@@ -38,7 +87,8 @@ def wait_for_others(stack: str, name: str) -> None:
             raise FleetfootError(
                 f"{', '.join(down)} of the control plane is down",
                 f"without {name} as well nobody might serve, so {name} stays as it is",
-                "bring it back (`fleetfoot up` without this change), then run it again",
+                "bring it back (`fleetfoot up` with the configuration and the checkout that made"
+                " it), then run this again",
             )
         time.sleep(_PAUSE)
 
@@ -94,16 +144,13 @@ def set_up(stack: str, name: str, addresses: Collection[str]) -> None:
 
 
 def _others(stack: str, name: str) -> dict[str, str]:
-    """Return names on the control plane's other machines, and addresses; none if this one is down.
-
-    One that is down has nothing left to lose.
-    """
+    """Return names on the control plane's other machines, and addresses."""
     every = onboarding.recorded(stack)
-    machine = Fleet.of_stack(stack).read(name)
-    if every is None or machine is None or not machine.running:
+    if every is None:
         return {}
+    own = Fleet.of_stack(stack).network.address(name)
     hosts = {host: str(facts["ansible_host"]) for host, facts in every["hosts"].items()}
-    return {host: address for host, address in hosts.items() if address != machine.address}
+    return {host: address for host, address in hosts.items() if address != own}
 
 
 def _down(others: Mapping[str, str]) -> list[str]:

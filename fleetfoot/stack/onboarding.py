@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ _PROGRAMS = "site-programs"
 # There while an upgrade that was let in has not come through.
 _UNDER_WAY = "upgrade-under-way"
 _NUMBER = re.compile(r"\d+")
+# After its host was restarted a control plane takes a while until it answers.
+_PATIENCE, _PAUSE = 60.0, 1.0
 
 
 def playbook_digest(playbook: str) -> str:
@@ -83,13 +86,18 @@ def catch_up(stack: str) -> None:
     go to members of etcd, apiservers and controllers in an order, after refusals and a copy.
 
     Raises:
-        FleetfootError: A machine of it is down, or the upgrade failed.
+        FleetfootError: A machine of it is down, the upgrade failed, or one that does not answer
+            must not go to these programs.
     """
-    done = StackPaths(stack).root / _PROGRAMS
+    root = StackPaths(stack).root
+    done = root / _PROGRAMS
     if done.exists() and done.read_text() == artifacts.directory().name:
         return
     every = recorded(stack)
-    if every is None or not Cluster(stack).answers():
+    if every is None:
+        return
+    if not _answers_soon(Cluster(stack), root):
+        _check_step(root, _offered())
         return
     running = {machine.address for machine in Fleet.of_stack(stack).all() if machine.running}
     down = sorted(
@@ -143,11 +151,9 @@ def _play(props: Mapping[str, Any], *options: str) -> None:
 def _site(props: Mapping[str, Any]) -> None:
     """Make the control plane; one that runs other programs is upgraded."""
     cluster, root = Cluster(props["stack"]), StackPaths(props["stack"]).root
-    programs = artifacts.directory()
-    offered = json.loads((programs / "versions.json").read_text())["kube-apiserver"]
-    if not cluster.answers():
-        if (root / _VERSION).exists():
-            _check_step((root / _VERSION).read_text(), offered)
+    programs, offered = artifacts.directory(), _offered()
+    if not _answers_soon(cluster, root):
+        _check_step(root, offered)
     elif _made_with_others(cluster, root / _PROGRAMS, offered):
         # What an upgrade broke does not keep a better one away: then those that answer are asked.
         lenient = ["-e", "upgrade_check_strict=false"] if (root / _UNDER_WAY).exists() else []
@@ -157,6 +163,22 @@ def _site(props: Mapping[str, Any]) -> None:
     write_private(root / _VERSION, offered)
     write_private(root / _PROGRAMS, programs.name)
     (root / _UNDER_WAY).unlink(missing_ok=True)
+
+
+def _offered() -> str:
+    """Return this checkout's version of Kubernetes."""
+    versions = json.loads((artifacts.directory() / "versions.json").read_text())
+    return str(versions["kube-apiserver"])
+
+
+def _answers_soon(cluster: Cluster, root: Path) -> bool:
+    """Whether a control plane answers; one that would be upgraded has a while until it does."""
+    programs = root / _PROGRAMS
+    waits = programs.exists() and programs.read_text() != artifacts.directory().name
+    deadline = time.monotonic() + (_PATIENCE if waits else 0)
+    while not (answers := cluster.answers()) and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
+    return answers
 
 
 def _made_with_others(cluster: Cluster, record: Path, offered: str) -> bool:
@@ -173,12 +195,19 @@ def _made_with_others(cluster: Cluster, record: Path, offered: str) -> bool:
     return bool(running != offered)
 
 
-def _check_step(before: str, offered: str) -> None:
+def _check_step(root: Path, offered: str) -> None:
     """Refuse a version that what is stored may not be taken to: nobody answers who could say more.
+
+    Args:
+        root: The stack's folder; where no site.yml came through, nothing is stored.
+        offered: The version.
 
     Raises:
         FleetfootError: It is older, or more than a minor version on.
     """
+    if not (root / _VERSION).exists():
+        return
+    before = (root / _VERSION).read_text()
     old, new = (
         [int(part) for part in _NUMBER.findall(version)[:3]] for version in (before, offered)
     )

@@ -2,20 +2,27 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fleetfoot.bench import apiserver, failover, plot
+from fleetfoot.bench import apiserver, cluster, failover, plot
 from fleetfoot.bench.load import Side
 from fleetfoot.bench.report import Goal, Report, medians, now, summary
 from fleetfoot.bench.windows import Window, plain, turns
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines.ledger import STAGES
+from fleetfoot.stack import config
 
 
 def test_medians_are_of_metrics_that_every_round_has() -> None:
     rounds = [{"a": 3.0, "b": 1.0}, {"a": 1.0}, {"a": 2.0, "b": 5.0}]
     assert medians(rounds) == {"a": 2.0}
+
+
+@pytest.mark.parametrize("changes", [{}, apiserver._CHANGES, failover._changes()])
+def test_a_bench_has_a_configuration_that_is_not_refused(changes: dict[str, Any]) -> None:
+    config.load({**cluster._CONFIG, **changes}, host_memory_mib=64 << 10)
 
 
 def test_one_bad_round_is_not_hidden_by_a_median() -> None:

@@ -46,6 +46,7 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(onboarding, "StackPaths", lambda name: StackPaths(name, tmp_path))
     monkeypatch.setattr(onboarding.artifacts, "directory", lambda: tmp_path)
     monkeypatch.setattr(onboarding, "Cluster", Silent)
+    monkeypatch.setattr(onboarding, "_PATIENCE", 0.0)
 
     def play(props: dict[str, Any], *options: str) -> None:
         names.append(" ".join([props["playbook"], *options]))
@@ -175,6 +176,33 @@ def test_no_upgrade_begins_while_a_member_is_away(
     with pytest.raises(FleetfootError, match="two of the control plane is down"):
         onboarding.catch_up("mine")
     assert not played
+
+
+def test_one_that_does_not_answer_loses_no_machine_to_programs_it_must_not_have(
+    played: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stands(tmp_path, monkeypatch, programs="before")
+    monkeypatch.setattr(Silent, "version", "")
+    onboarding.catch_up("mine")
+    (StackPaths("mine", tmp_path).root / "kubernetes-version").write_text("v1.36.3")
+    with pytest.raises(FleetfootError, match=r"was Kubernetes v1\.36\.3, does not answer"):
+        onboarding.catch_up("mine")
+    assert not played
+
+
+def test_one_that_answers_late_is_upgraded_with_its_refusals(
+    played: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stands(tmp_path, monkeypatch, programs="before")
+    monkeypatch.setattr(Silent, "version", "")
+    monkeypatch.setattr(onboarding, "_PATIENCE", 60.0)
+
+    def come_up(_seconds: float) -> None:
+        Silent.version = "v1.36.1"
+
+    monkeypatch.setattr(onboarding.time, "sleep", come_up)
+    onboarding.catch_up("mine")
+    assert played == ["before_upgrade.yml", "site.yml"]
 
 
 def test_the_same_programs_are_no_upgrade(
