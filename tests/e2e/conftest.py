@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KILLS = 2
+ONLINE_MEMORY = "1536MiB"
 _JOURNAL = (
     "systemctl list-units --failed --plain --no-legend;"
     " journalctl --priority=warning --lines=40 --no-pager --output=short | cut --characters=-300"
@@ -23,6 +24,7 @@ _JOURNAL = (
 def environment() -> Iterator[Stack]:
     """The running stack, brought up by runs of which the first ones were killed."""
     with Stack("e2e", 84) as stack:
+        stack.config["fleetfoot:apiservers"]["online"] = {"memory": ONLINE_MEMORY}
         stack.kill_runs(KILLS)
         stack.fleetfoot("up")
         yield stack

@@ -77,6 +77,19 @@ def test_the_offline_apiserver_has_its_budget(environment: Stack) -> None:
     assert (memory / "memory.limit_in_bytes").read_text().strip() == str(1 << 30)
 
 
+def test_the_online_apiserver_has_one_of_its_own(environment: Stack) -> None:
+    machine = Cgroup(environment.name, "control-1")
+    wanted = int(environment.config["fleetfoot:apiservers"]["online"]["memory"][:-3]) << 20
+    if machine.unified:
+        ask = "systemctl show --property=MemoryMax --value kube-apiserver@online"
+        assert int(environment.ssh("control-1", ask)) == wanted
+        return
+    _, memory = (folder / "kube-apiserver-online" for folder in machine.folders)
+    (process,) = (memory / "cgroup.procs").read_text().split()
+    assert "online" in Path(f"/proc/{process}/cmdline").read_text()
+    assert int((memory / "memory.limit_in_bytes").read_text()) == wanted
+
+
 def flags(stack: Stack, group: str) -> dict[str, str]:
     """Return the flags with which a group's apiserver runs."""
     pid = f"$(systemctl show -P MainPID kube-apiserver@{group})"

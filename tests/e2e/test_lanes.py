@@ -118,9 +118,10 @@ def dispatched(operator: Front, lane: str) -> float:
     [
         *((request, f"fleetfoot-{lane}") for lane, request in REQUESTS.items()),
         (Request("/api/v1/pods?watch=1&timeoutSeconds=1"), "fleetfoot-bulk"),
+        (Request("/api/v1/namespaces/offline/events", "offline", "offline"), "fleetfoot-offline"),
         (Request("/api/v1/pods", identity="break-glass"), "exempt"),
     ],
-    ids=[*REQUESTS, "bulk-watch", "break-glass"],
+    ids=[*REQUESTS, "bulk-watch", "offline-events", "break-glass"],
 )
 def test_a_request_takes_its_lane(environment: Stack, asked: Request, lane: str) -> None:
     levels = environment.get("prioritylevelconfigurations")["items"]

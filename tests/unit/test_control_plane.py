@@ -57,7 +57,7 @@ class Plane:
         self.down.discard(HOSTS[spec]["ansible_host"])
 
     def recorded(self) -> dict[str, Any]:
-        members = {"hosts": dict.fromkeys(self.etcd, {})}
+        members = {"hosts": {name: {} for name in self.etcd}}
         return {"hosts": HOSTS, "children": {"etcd": members}}
 
     def members(self, _stack: str, _running: set[str]) -> list[dict[str, Any]]:
@@ -140,7 +140,7 @@ def test_the_only_one_that_knows_keeps_its_data(
 ) -> None:
     plane.etcd = members
     expected = (
-        pytest.raises(FleetfootError, match="one is to be replaced.* only member of etcd")
+        pytest.raises(FleetfootError, match=r"one is to be replaced.* only member of etcd")
         if refused
         else contextlib.nullcontext()
     )
