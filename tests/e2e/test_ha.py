@@ -305,6 +305,22 @@ def test_control_machines_are_replaced_one_after_another(ha: Stack) -> None:
 
 
 @pytest.mark.long
+def test_machines_that_were_down_come_back_before_one_is_changed(ha: Stack) -> None:
+    fleet = Fleet.of_stack(ha.name)
+    ha.kubectl("create", "configmap", "restart", "--from-literal=who=ha")
+    for name in MACHINES:  # as when the host is restarted
+        fleet.stop(name)
+    ha.pool("control")["memory"] = "3264MiB"
+    ha.write()
+    ha.fleetfoot("up", timeout=1800)
+    assert {machine.spec.memory for machine in fleet.all()} == {3264, 2048}
+    assert ha.get("configmap", "restart")["data"] == {"who": "ha"}
+    ha.kubectl("delete", "configmap", "restart")
+    assert members(ha) == dict.fromkeys(MACHINES, True)
+    recovered(ha)
+
+
+@pytest.mark.long
 def test_one_that_died_is_replaced_before_one_that_serves(ha: Stack) -> None:
     fleet = Fleet.of_stack(ha.name)
     ha.pool("control")["memory"] = "3200MiB"
