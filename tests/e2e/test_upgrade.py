@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from fleetfoot import artifacts
+from fleetfoot import artifacts, shell
 from fleetfoot.cluster import is_ready
+from fleetfoot.machines import ssh
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.network import NetworkSpec
 from fleetfoot.machines.spec import BootImage, MachineSpec
@@ -63,6 +64,17 @@ class Hosts:
         image = BootImage(**boot_image("control"))
         spec = MachineSpec(name, "own", "nspawn", image, 2, 2560, 0, names)
         return self.fleet.create(spec, {}).address
+
+    def reinstall(self, name: str) -> None:
+        """Give a control machine a new disk; address and name stay, its SSH host key does not."""
+        self.fleet.delete(name)
+        assert self._control(name) == self.addresses[name]
+
+    def voters(self) -> set[str]:
+        """Return the members of etcd that vote, as one knows them that stays."""
+        ask = "set -a; . /etc/etcd/ctl.env; etcdctl member list --write-out=json"
+        said = shell.run([*ssh.command(STACK), f"root@{self.addresses[CONTROL[0]]}", ask])
+        return {one["name"] for one in json.loads(said)["members"] if not one.get("isLearner")}
 
     def write(self, programs: Path) -> None:
         """Write the inventory: the sample `ha` with these machines and programs."""
@@ -158,16 +170,19 @@ class Hosts:
         return Counter(self.state / "pki", fronts, group, identity)
 
 
-@pytest.fixture(params=FROM)
-def hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hosts]:
+@pytest.fixture(scope="module", params=FROM)
+def hosts(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Hosts]:
     """A cluster of an earlier version."""
+    folder = tmp_path_factory.mktemp("hosts")
     programs = artifacts.earlier_directory(request.param, print)
     teardown(STACK, keep_state=False)  # what a killed run left
     try:
-        made = Hosts(tmp_path)
+        made = Hosts(folder)
         made.write(programs)
         made.play("site.yml")
-        made.part_sides(tmp_path)
+        made.part_sides(folder)
         made.play("onboard.yml")
         eventually(lambda: [is_ready(node) for node in made.nodes()] == [True])
         yield made
@@ -197,3 +212,13 @@ def test_an_upgrade_is_not_felt(hosts: Hosts, tmp_path: Path) -> None:
     refused = hosts.play("upgrade.yml", check=False)
     assert "is older: it may" in " ".join(refused.split()), refused
     assert hosts.versions() == {wanted}
+    hosts.write(current)
+
+
+def test_a_reinstalled_control_machine_takes_its_place_again(hosts: Hosts) -> None:
+    before = hosts.versions()
+    with hosts.counting():
+        hosts.reinstall(CONTROL[1])
+        hosts.play("site.yml")
+    assert hosts.voters() == set(CONTROL)
+    assert hosts.versions() == before
