@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _RETRY_SECONDS = 60.0
 _PAUSE = 0.02
+_HANDED_OVER = ("etcdserver: request timed out", "etcdserver: leader changed")
 # Refusals that are answers: it is there; what it was to have before, it has not.
 _ANSWERS = {"POST": HTTPStatus.CONFLICT, "PATCH": HTTPStatus.UNPROCESSABLE_ENTITY}
 
@@ -71,6 +72,11 @@ class Counter(threading.Thread):
             assert self.stored() >= self.acknowledged > 0
         finally:
             self._send("DELETE", "/counter")
+
+    @property
+    def turned_away(self) -> list[str]:
+        """What failed, but for writes that raft dropped while etcd's leader handed over."""
+        return [told for told in self.failed if not any(why in told for why in _HANDED_OVER)]
 
     def stored(self) -> int:
         """Return the number that the object has."""
