@@ -25,6 +25,7 @@ def environment() -> Iterator[Stack]:
     """The running stack, brought up by runs of which the first ones were killed."""
     with Stack("e2e", 84) as stack:
         stack.config["fleetfoot:apiservers"]["online"] = {"memory": ONLINE_MEMORY}
+        stack.write()
         stack.kill_runs(KILLS)
         stack.fleetfoot("up")
         yield stack
