@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fleetfoot.errors import FleetfootError
@@ -14,13 +15,18 @@ from fleetfoot.shell import run
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["DATA", "members"]
+__all__ = ["DATA", "members", "outlives"]
 
 #: Unit of each group's database, and where it keeps its data.
 _UNITS = {"etcd": "etcd", "etcd_events": "etcd-events"}
 DATA = {group: f"/var/lib/{unit}" for group, unit in _UNITS.items()}
 
 _LOG_MIB = 64  # size of the log file that etcd makes next
+
+
+def outlives(folder: str, volumes: Collection[str]) -> bool:
+    """Whether a folder is in one of the volumes, which a replaced machine leaves behind."""
+    return any(Path(folder).is_relative_to(volume) for volume in volumes)
 
 
 def members(stack: str, running: Collection[str]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleetfoot import etcd
@@ -39,7 +38,7 @@ def require_kept(stack: str, name: str, volumes: Collection[str]) -> None:
     others = _others(stack, name)
     for group, folder in etcd.DATA.items():
         hosts = every["children"].get(group, {}).get("hosts", {})
-        kept = any(Path(folder).is_relative_to(volume) for volume in volumes)
+        kept = etcd.outlives(folder, volumes)
         if len(hosts) == 1 and not kept and not others.keys() & hosts.keys():
             raise FleetfootError(
                 f"{name} is to be replaced, has the only member of {group}, and {folder} is in none"

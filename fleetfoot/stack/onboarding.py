@@ -90,8 +90,7 @@ def catch_up(stack: str) -> None:
             must not go to these programs.
     """
     root = StackPaths(stack).root
-    done = root / _PROGRAMS
-    if done.exists() and done.read_text() == artifacts.directory().name:
+    if _programs(root) == artifacts.directory().name:
         return
     every = recorded(stack)
     if every is None:
@@ -154,7 +153,7 @@ def _site(props: Mapping[str, Any]) -> None:
     programs, offered = artifacts.directory(), _offered()
     if not _answers_soon(cluster, root):
         _check_step(root, offered)
-    elif _made_with_others(cluster, root / _PROGRAMS, offered):
+    elif _made_with_others(cluster, root, offered):
         # What an upgrade broke does not keep a better one away: then those that answer are asked.
         lenient = ["-e", "upgrade_check_strict=false"] if (root / _UNDER_WAY).exists() else []
         _play({**props, "name": "before-upgrade", "playbook": "before_upgrade.yml"}, *lenient)
@@ -171,26 +170,31 @@ def _offered() -> str:
     return str(versions["kube-apiserver"])
 
 
+def _programs(root: Path) -> str | None:
+    """Return with which programs the last site.yml came through; older stacks do not say so."""
+    record = root / _PROGRAMS
+    return record.read_text() if record.exists() else None
+
+
 def _answers_soon(cluster: Cluster, root: Path) -> bool:
     """Whether a control plane answers; one that would be upgraded has a while until it does."""
-    programs = root / _PROGRAMS
-    waits = programs.exists() and programs.read_text() != artifacts.directory().name
+    waits = _programs(root) not in {None, artifacts.directory().name}
     deadline = time.monotonic() + (_PATIENCE if waits else 0)
     while not (answers := cluster.answers()) and time.monotonic() < deadline:
         time.sleep(_PAUSE)
     return answers
 
 
-def _made_with_others(cluster: Cluster, record: Path, offered: str) -> bool:
+def _made_with_others(cluster: Cluster, root: Path, offered: str) -> bool:
     """Whether a running control plane was made with other programs than this checkout has.
 
     Args:
         cluster: The one that runs.
-        record: File with the programs' folder; one made before there were such files has none.
+        root: The stack's folder.
         offered: This checkout's version of Kubernetes.
     """
-    if record.exists():
-        return record.read_text() != artifacts.directory().name
+    if (programs := _programs(root)) is not None:
+        return programs != artifacts.directory().name
     running = json.loads(cluster.kubectl("get", "--raw=/version"))["gitVersion"]
     return bool(running != offered)
 
