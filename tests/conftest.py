@@ -1,4 +1,4 @@
-"""Two groups that `make test` runs at once (pytest-xdist): tests with machines, and all others."""
+"""Three groups that `make test` runs at once (pytest-xdist): stacks, roles, and all others."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ if TYPE_CHECKING:
     import pytest
     from xdist.remote import Producer
 
-_MACHINES = {"e2e", "roles"}
-_NICE = 19
+#: By folder: the group, and how much it makes room for others. What waits for a CPU runs into time
+#: limits, and stacks have the most of them: elections, clients that count, guests that boot.
+_GROUPS = {"e2e": ("stacks", 0), "roles": ("roles", 10)}
+_OTHERS = ("others", 19)
 
 
 def group(nodeid: str) -> str:
-    """Return the group of a test, by its folder."""
-    return "machines" if PurePosixPath(nodeid).parts[1] in _MACHINES else "others"
+    """Return the group of a test."""
+    return _group(nodeid)[0]
+
+
+def _group(nodeid: str) -> tuple[str, int]:
+    return _GROUPS.get(PurePosixPath(nodeid).parts[1], _OTHERS)
 
 
 class _Groups(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Gives each worker a group, in its order: tests with machines share them.
+    """Gives each worker a group, in its order: tests of a group share machines.
 
     The mark xdist_group would say it, but xdist 3.8 writes it into IDs that pytest 9.2 keeps.
     """
@@ -37,6 +43,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let the others have what machines leave: one that waits for a CPU runs into time limits."""
-    if "PYTEST_XDIST_WORKER" in os.environ and group(item.nodeid) == "others":
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+    """Let the worker, and all that it starts, have what other groups leave."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.setpriority(os.PRIO_PROCESS, 0, _group(item.nodeid)[1])
