@@ -19,7 +19,7 @@ from fleetfoot.machines.network import NetworkSpec
 from fleetfoot.machines.spec import BootImage, Budget, MachineSpec
 from fleetfoot.paths import PROJECT, StackPaths, private_dir
 from fleetfoot.shell import run
-from fleetfoot.stack import config, onboarding
+from fleetfoot.stack import config, onboarding, sides
 from fleetfoot.stack.bootimage import boot_image
 from fleetfoot.stack.fields import GROUPS
 from fleetfoot.stack.inventory import render, service_names, zone
@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 STACK = "bench"
+_QUOTA_SECONDS = 120
 CONTROL = "control-1"
 # Ranges of its own: a bench stands beside the user's stack.
 NETWORK = {
@@ -129,6 +130,13 @@ class BenchCluster:
             self.cluster.command("apply", "--server-side", "-f", "-"),
             stdin=json.dumps(listed),
         )
+
+    def make_workplace(self) -> None:
+        """Make what the offline side works in; its pods are refused until its quotas are known."""
+        self.apply(sides.workplace())
+        known = ["--for=jsonpath={.status.hard}", f"--timeout={_QUOTA_SECONDS}s"]
+        place = f"--namespace={sides.OFFLINE_NAMESPACE}"
+        self.cluster.kubectl("wait", "resourcequotas", "--all", place, *known)
 
     def drop(self, name: str) -> None:
         """Remove a worker and its node."""

@@ -50,7 +50,8 @@ ARMS = ("idle", "scheduler", "apiserver")
 _NODES, _PODS_AT_MOST = 20, 1000  # of a node
 _OBJECTS, _RATE, _ATTEMPTS = 100, 50, 6
 _ENGINES, _BURST, _PERIOD = 2, 5, 2
-_SECONDS, _BEFORE, _WATCHED = 25, 5, 15
+_SECONDS, _WATCHED = 25, 15
+_BEFORE = 249  # the online request, a write, that is answered before anything is killed
 _EVERY = 0.1
 _NAMESPACE = "online"
 _client: Any = kubernetes  # half of its functions have no types
@@ -174,7 +175,8 @@ class _Scene:
         """Make nodes, and what the online client reads."""
         nodes = [("/api/v1/nodes", node(n, _PODS_AT_MOST)) for n in range(_NODES)]
         self.generator.fill(self.nodes, nodes)
-        self.bench.apply([*sides.workplace(), _namespace(), *sides.lanes()])
+        self.bench.apply([_namespace(), *sides.lanes()])
+        self.bench.make_workplace()
         place = f"/api/v1/namespaces/{_NAMESPACE}/configmaps"
         objects: list[tuple[str, dict[str, Any]]] = [
             (place, {"metadata": {"name": f"online-{n}"}, "data": {}}) for n in range(_OBJECTS)
@@ -214,7 +216,7 @@ class _Scene:
             SECONDS=_SECONDS,
             ATTEMPTS=_ATTEMPTS,
         )
-        time.sleep(_BEFORE)
+        self._wait_for_request(_BEFORE)
         killed = self._kill(arm)
         next_bound = self._next_bound(killed)
         found = clients.metrics(_SECONDS + 60)
@@ -230,6 +232,24 @@ class _Scene:
             "online_p99_ms": found["latency"]["values"]["p(99)"],
             "online_max_ms": found["latency"]["values"]["max"],
         }
+
+    def _wait_for_request(self, number: int) -> None:
+        """Wait until the online client has written what it writes with a request.
+
+        Raises:
+            FleetfootError: It did not.
+        """
+        name, deadline = f"online-{number % _OBJECTS}", time.monotonic() + _SECONDS
+        while time.monotonic() < deadline:
+            found = self._api.read_namespaced_config_map(name, _NAMESPACE)
+            if (found.data or {}).get("count") == str(number):
+                return
+            time.sleep(_EVERY)
+        raise FleetfootError(
+            f"the online client was not at its request {number} within {_SECONDS} s",
+            "a kill would meet no load, so none was made",
+            "run it again while nothing else runs on this host",
+        )
 
     def _kill(self, arm: str) -> float:
         """Kill the process; return when."""

@@ -87,10 +87,10 @@ class Scene:
         self._bench.apply(
             [
                 *sides.admission(api_url(cluster.STACK, "offline")),
-                *sides.workplace(),
                 {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": _ONLINE_NAMESPACE}},
             ]
         )
+        self._bench.make_workplace()
         made = [("/api/v1/nodes", node(n, _PODS_AT_MOST)) for n in range(nodes)]
         self._generator.fill(self._nodes, made)
         place = f"/api/v1/namespaces/{sides.OFFLINE_NAMESPACE}/pods"

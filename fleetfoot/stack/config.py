@@ -15,7 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines.spec import IDLE
 from fleetfoot.stack import checks
-from fleetfoot.stack.fields import WEIGHT, Group, Label, Resource, Size, Subnet, Taint, Weight
+from fleetfoot.stack.fields import (
+    WEIGHT,
+    Group,
+    Held,
+    Label,
+    Resource,
+    Size,
+    Subnet,
+    Taint,
+    Weight,
+)
 from fleetfoot.stack.sides import OFFLINE_NAMESPACE
 
 if TYPE_CHECKING:
@@ -188,9 +198,12 @@ class WorkConfig(_Strict):
 
     Attributes:
         namespaces: Its namespaces; the stack makes them.
+        objects: Resource to how many of its objects each of them may hold, where it is to be other
+            than in OFFLINE_OBJECTS.
     """
 
     namespaces: Annotated[tuple[Label, ...], Field(min_length=1)] = (OFFLINE_NAMESPACE,)
+    objects: dict[Held, Annotated[int, Field(ge=0, le=1_000_000)]] = {}
 
 
 class StackConfig(_Strict):

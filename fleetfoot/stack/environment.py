@@ -27,6 +27,7 @@ from fleetfoot.stack.platform import Platform
 from fleetfoot.stack.pool import VmPool, VmPoolArgs
 from fleetfoot.stack.resources import ContainerImage, Endpoint, Image, Machine, Network, Playbook
 from fleetfoot.stack.sample import Sample
+from fleetfoot.stack.sides import OFFLINE_OBJECTS
 
 if TYPE_CHECKING:
     from fleetfoot.stack.config import PoolConfig, StackConfig
@@ -117,6 +118,7 @@ class Environment(pulumi.ComponentResource):
             "platform",
             offline_url=api_url(stack, "offline"),
             offline_namespaces=config.offline.namespaces,
+            offline_objects={**OFFLINE_OBJECTS, **config.offline.objects},
             provider=cluster,
             environment=self,
             opts=pulumi.ResourceOptions(parent=self, depends_on=[site]),

@@ -10,12 +10,14 @@ from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
 from fleetfoot.machines.spec import IDLE
+from fleetfoot.stack.sides import OFFLINE_OBJECTS
 
 __all__ = [
     "GROUPS",
     "LABEL",
     "WEIGHT",
     "Group",
+    "Held",
     "Label",
     "Resource",
     "Size",
@@ -64,6 +66,15 @@ def _group(value: object) -> object:
         raise _refuse(
             "'kube_apiserver' is both groups of apiservers, so nobody could tell whose clients the"
             " machines take; write apiserver_online, apiserver_offline, or both"
+        )
+    return value
+
+
+def _held(value: str) -> str:
+    if value not in OFFLINE_OBJECTS:
+        raise _refuse(
+            f"{value!r} is nothing that submitters may make, so nothing would be bounded; write one"
+            f" of {', '.join(OFFLINE_OBJECTS)}"
         )
     return value
 
@@ -124,6 +135,7 @@ Resource = Annotated[
         " a dot, such as pods or jobs.batch",
     ),
 ]
+Held = Annotated[str, AfterValidator(_held)]
 Weight = Annotated[int, BeforeValidator(_weight)]
 Size = Annotated[int, BeforeValidator(_size)]
 Subnet = Annotated[str, AfterValidator(_subnet)]

@@ -10,7 +10,7 @@ import pulumi_kubernetes as kubernetes
 from fleetfoot.stack import sides
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["Platform"]
 
@@ -21,6 +21,7 @@ _KINDS: dict[str, Any] = {
     "MutatingAdmissionPolicy": _admission.MutatingAdmissionPolicy,
     "MutatingAdmissionPolicyBinding": _admission.MutatingAdmissionPolicyBinding,
     "Namespace": kubernetes.core.v1.Namespace,
+    "ResourceQuota": kubernetes.core.v1.ResourceQuota,
     "PriorityLevelConfiguration": _flowcontrol.PriorityLevelConfiguration,
     "RoleBinding": kubernetes.rbac.v1.RoleBinding,
     "ValidatingAdmissionPolicy": _admission.ValidatingAdmissionPolicy,
@@ -44,6 +45,7 @@ class Platform(pulumi.ComponentResource):
         *,
         offline_url: str,
         offline_namespaces: Sequence[str],
+        offline_objects: Mapping[str, int],
         provider: kubernetes.Provider,
         environment: pulumi.Resource,
         opts: pulumi.ResourceOptions | None = None,
@@ -55,6 +57,7 @@ class Platform(pulumi.ComponentResource):
             offline_url: Where pods of the offline side reach their apiservers; the audience of
                 their tokens is this URL without its port.
             offline_namespaces: Where the offline side works.
+            offline_objects: Resource to how many of its objects each of them may hold.
             provider: The cluster.
             environment: What the objects end with.
             opts: Options of the component.
@@ -66,7 +69,7 @@ class Platform(pulumi.ComponentResource):
         self._declare(sides.lanes(offline_namespaces))
         # The policies come first: no pod of the namespaces may be made without them.
         policies = self._declare(sides.admission(offline_url, offline_namespaces), "fleetfoot-")
-        objects = sides.workplace(offline_namespaces)
+        objects = sides.workplace(offline_namespaces, offline_objects)
         count = len(offline_namespaces)
         places = self._declare(objects[:count], after=policies)
         self._declare(objects[count:], "fleetfoot:", after=places)

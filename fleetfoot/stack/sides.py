@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "LANES",
     "OFFLINE_GROUP",
     "OFFLINE_NAMESPACE",
+    "OFFLINE_OBJECTS",
     "OFFLINE_TIER",
     "ONLINE_AUDIENCE",
     "Lane",
@@ -30,6 +31,17 @@ __all__ = [
 OFFLINE_TIER = {"fleetfoot.dev/tier": "offline"}
 #: The one namespace of the offline side, where the configuration names no others.
 OFFLINE_NAMESPACE = "offline"
+#: Objects that each namespace of the offline side may hold. They are in the etcd that online writes
+#: to, and a lane bounds how fast they come, not how many stay. Pods that ended count, of which the
+#: controller manager removes those above 12,500.
+OFFLINE_OBJECTS = {
+    "pods": 20_000,
+    "jobs.batch": 10_000,
+    "cronjobs.batch": 500,
+    "configmaps": 500,
+    "services": 1_000,
+    "persistentvolumeclaims": 1_000,
+}
 # Label of namespaces that the stack makes: apiservers take a second to read a changed policy.
 _DECLARED = {"fleetfoot.dev/declared-by": "stack"}
 #: Audience of ordinary tokens: the issuer (role kube_apiserver).
@@ -39,6 +51,8 @@ OFFLINE_GROUP = "fleetfoot:offline"
 _FLOWCONTROL = "flowcontrol.apiserver.k8s.io/v1"
 _ADMISSION = "admissionregistration.k8s.io/v1"
 _RBAC = "rbac.authorization.k8s.io"
+# Classes of Kubernetes' own, before which pods of online would have to go.
+_CRITICAL = ["system-cluster-critical", "system-node-critical"]
 _ALL: dict[str, Any] = {
     "verbs": ["*"],
     "apiGroups": ["*"],
@@ -319,11 +333,15 @@ def _refusal(
     ]
 
 
-def workplace(namespaces: Iterable[str] = (OFFLINE_NAMESPACE,)) -> list[dict[str, Any]]:
-    """Return where the offline side works, and what its submitters may do there.
+def workplace(
+    namespaces: Iterable[str] = (OFFLINE_NAMESPACE,),
+    objects: Mapping[str, int] = OFFLINE_OBJECTS,
+) -> list[dict[str, Any]]:
+    """Return where the offline side works, and what its submitters may do and hold there.
 
     Args:
         namespaces: Those of the offline side; they come first.
+        objects: Resource to how many of its objects each namespace may hold.
     """
     every = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
     name = "fleetfoot:offline-submitter"
@@ -341,7 +359,11 @@ def workplace(namespaces: Iterable[str] = (OFFLINE_NAMESPACE,)) -> list[dict[str
         },
     ]
     role = _object(f"{_RBAC}/v1", "ClusterRole", name, rules=rules)
-    places, bindings = [], []
+    held = {f"count/{resource}": str(count) for resource, count in objects.items()}
+    critical = {"scopeName": "PriorityClass", "operator": "In", "values": _CRITICAL}
+    none_critical = {"hard": {"pods": "0"}, "scopeSelector": {"matchExpressions": [critical]}}
+    places: list[dict[str, Any]] = []
+    bindings: list[dict[str, Any]] = []
     for namespace in namespaces:
         place = _object("v1", "Namespace", namespace)
         place["metadata"]["labels"] = {
@@ -357,8 +379,13 @@ def workplace(namespaces: Iterable[str] = (OFFLINE_NAMESPACE,)) -> list[dict[str
             roleRef={"apiGroup": _RBAC, "kind": "ClusterRole", "name": name},
             subjects=[{"apiGroup": _RBAC, "kind": "Group", "name": OFFLINE_GROUP}],
         )
-        binding["metadata"]["namespace"] = namespace
-        bindings.append(binding)
+        quotas = [
+            _object("v1", "ResourceQuota", "offline-objects", spec={"hard": held}),
+            _object("v1", "ResourceQuota", "offline-critical-pods", spec=none_critical),
+        ]
+        for each in (binding, *quotas):
+            each["metadata"]["namespace"] = namespace
+        bindings += [binding, *quotas]
     return [*places, role, *bindings]
 
 

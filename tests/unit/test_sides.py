@@ -82,6 +82,31 @@ def test_each_offline_namespace_has_its_access_and_its_lane() -> None:
     assert groups == [sides.OFFLINE_GROUP, *(f"system:serviceaccounts:{name}" for name in names)]
 
 
+def test_each_offline_namespace_holds_so_much() -> None:
+    names = ["offline", "training"]
+    quotas = [
+        each for each in sides.workplace(names, {"pods": 7}) if each["kind"] == "ResourceQuota"
+    ]
+    counted = [each for each in quotas if each["metadata"]["name"] == "offline-objects"]
+    assert [each["metadata"]["namespace"] for each in counted] == names
+    assert all(each["spec"]["hard"] == {"count/pods": "7"} for each in counted)
+    critical = [each for each in quotas if each not in counted]
+    assert [each["metadata"]["namespace"] for each in critical] == names
+    assert all(each["spec"]["hard"] == {"pods": "0"} for each in critical)
+
+
+def test_what_submitters_may_make_is_counted() -> None:
+    role = next(each for each in sides.workplace() if each["kind"] == "ClusterRole")
+    made = {
+        f"{resource}.{group}".rstrip(".")
+        for rule in role["rules"]
+        if "create" in rule["verbs"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert made == set(sides.OFFLINE_OBJECTS)
+
+
 def test_the_label_belongs_to_the_namespaces_of_the_list() -> None:
     objects = sides.admission("https://api-offline.x.internal:6444", ["offline", "training"])
     policy, binding = (
