@@ -23,6 +23,17 @@ pytestmark = [pytest.mark.e2e, pytest.mark.long]
 STACK = "sample-test"
 # In the image so that tests of roles are quick; on a host of one's own the roles install them.
 ABSENT = ["docker-registry", "haproxy", "python3-cryptography"]
+# Folders of /etc.
+CONFIGURATION = ["bird", "coredns", "etcd", "etcd-events", "haproxy", "kubernetes"]
+# One of each.
+KEYS = {
+    "/etc/bird/key.conf",
+    "/etc/etcd/pki/peer.key",
+    "/etc/haproxy/registry.key",
+    "/etc/kubernetes/apiserver/encryption.yaml",
+    "/etc/kubernetes/controller-manager/ca.key",
+    "/etc/kubernetes/pki/admin.key",
+}
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +97,25 @@ def test_second_run_changes_nothing(cluster: Path) -> None:
     assert play(cluster, "site.yml")["changed"] == 0
 
 
+def ask(inventory: Path, command: str) -> list[str]:
+    """Return the lines that a command says on the machine."""
+    module = ("-m", "ansible.builtin.command", "-a", command)
+    return run("ansible", "control-0", "-i", inventory, *module).splitlines()
+
+
 def running(inventory: Path) -> set[str]:
     """Return the units of the control plane that run."""
-    patterns = "etcd* kube* haproxy@* coredns* docker-registry*"
-    ask = f"systemctl list-units --plain --no-legend --state=running {patterns}"
-    said = run("ansible", "control-0", "-i", inventory, "-m", "ansible.builtin.command", "-a", ask)
-    return {line.split()[0] for line in said.splitlines() if ".service" in line}
+    patterns = "bird* etcd* kube* haproxy@* coredns* docker-registry*"
+    said = ask(inventory, f"systemctl list-units --plain --no-legend --state=running {patterns}")
+    return {line.split()[0] for line in said if ".service" in line}
+
+
+def secrets(inventory: Path) -> set[str]:
+    """Return the files of the control plane with private keys, the key of Secrets or a password."""
+    folders = " ".join(f"/etc/{name}" for name in CONFIGURATION)
+    text = "PRIVATE KEY|^ *secret:|^password"
+    said = ask(inventory, f"find {folders} -type f -exec grep -lE '{text}' {{}} ;")
+    return {line for line in said if line.startswith("/etc/")}
 
 
 def test_a_retired_host_does_nothing_more(cluster: Path, tmp_path: Path) -> None:
@@ -102,6 +126,9 @@ def test_a_retired_host_does_nothing_more(cluster: Path, tmp_path: Path) -> None
             group["hosts"] = {}
     groups["retired"]["hosts"] = {"control-0": None}
     (tmp_path / "hosts.yml").write_text(yaml.safe_dump(sample))
-    assert {"etcd.service", "kube-apiserver@online.service"} <= running(cluster)
+    assert {"bird.service", "etcd.service", "kube-apiserver@online.service"} <= running(cluster)
+    assert secrets(cluster) >= KEYS
     play(tmp_path, "site.yml")
     assert running(tmp_path) == set()
+    assert secrets(tmp_path) == set()
+    assert play(tmp_path, "site.yml")["changed"] == 0

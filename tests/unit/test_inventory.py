@@ -229,6 +229,84 @@ def test_ha_sample_gives_each_group_its_front_end() -> None:
     assert [front["authority"] for front in fronts] == ["kubernetes", "kubernetes-offline"]
 
 
+def told(folder: Path, inventory: dict[str, Any], hosts: str, wanted: str) -> dict[str, Any]:
+    """What an expression is on hosts of an inventory, by group_vars; asked of Ansible itself."""
+    (folder / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    argv = [hosts, "-i", str(folder / "hosts.yml"), "-c", "local"]
+    argv += ["--playbook-dir", "playbooks", "--tree", str(folder / "said"), "-m", "debug", "-a"]
+    done = ansible("ansible", *argv, f"msg={{{{ {wanted} }}}}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {path.name: json.loads(path.read_text())["msg"] for path in (folder / "said").iterdir()}
+
+
+def ha_sample() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((PROJECT / "inventory/samples/ha/hosts.yml").read_text())
+    return found
+
+
+def test_submitters_are_signed_by_the_authority_that_offline_has(tmp_path: Path) -> None:
+    sample = ha_sample()
+    sample["all"]["vars"]["fleetfoot_state_dir"] = str(tmp_path)
+    sides = sample["all"]["children"]["kube_apiserver"]["children"]
+    offline = sides["apiserver_offline"]["hosts"]
+    for name, facts in offline.items():
+        offline[name] = {**facts, "kube_apiserver_client_authority": "batch"}
+    names = "kube_bootstrap_kubeconfigs | map(attribute='name') | list"
+    signers = "kube_bootstrap_kubeconfigs | map(attribute='authority', default='') | list"
+    said = told(tmp_path, sample, "control-0", f"[{names}, {signers}, pki_authorities]")
+    people, signed_by, authorities = said["control-0"]
+    assert people == ["operator", "break-glass", "offline"]
+    assert signed_by == ["", "", "batch"]
+    assert "batch" in authorities
+
+
+@pytest.fixture(scope="module")
+def retiring(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[str]]]:
+    """What role retire is told about machines of a sample, some of which are retired."""
+    sample = ha_sample()
+    sample["all"]["children"]["retired"]["hosts"] = {
+        "gone": {"ansible_host": "10.97.0.9"},
+        "worker-0": None,
+        "once-control": {"ansible_host": sample["all"]["hosts"]["worker-1"]["ansible_host"]},
+        "control-1": None,  # its groups still say otherwise
+    }
+    hosts = "gone:worker-0:once-control:control-0:control-1:front-0"
+    wanted = "{'known': retire_known, 'wanted': retire_wanted, 'secrets': retire_secrets}"
+    return told(tmp_path_factory.mktemp("retiring"), sample, hosts, wanted)
+
+
+def test_a_retired_host_keeps_neither_services_nor_keys(
+    retiring: dict[str, dict[str, list[str]]],
+) -> None:
+    gone = retiring["gone"]
+    assert gone["wanted"] == []
+    assert {"/etc/bird/key.conf", "/etc/kubernetes/controller-manager"} <= {*gone["secrets"]}
+    assert "bird.service" in gone["known"]
+
+
+@pytest.mark.parametrize("name", ["worker-0", "once-control"])
+def test_a_retired_host_that_is_a_node_keeps_its_routes(
+    retiring: dict[str, dict[str, list[str]]], name: str
+) -> None:
+    assert retiring[name]["wanted"] == ["bird.service"]
+    others = [path for path in retiring["gone"]["secrets"] if path != "/etc/bird/key.conf"]
+    assert retiring[name]["secrets"] == others
+
+
+@pytest.mark.parametrize(("name", "calls"), [("control-0", True), ("front-0", False)])
+def test_those_that_call_pods_have_routes(
+    retiring: dict[str, dict[str, list[str]]], name: str, calls: bool
+) -> None:
+    assert ("bird.service" in retiring[name]["wanted"]) == calls
+
+
+@pytest.mark.parametrize("name", ["control-0", "control-1", "front-0"])
+def test_a_machine_that_goes_on_keeps_its_keys(
+    retiring: dict[str, dict[str, list[str]]], name: str
+) -> None:
+    assert retiring[name]["secrets"] == []
+
+
 def defaults(role: str) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(
         (PROJECT / f"roles/{role}/defaults/main.yml").read_text()
@@ -266,13 +344,8 @@ def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     groups["image_generic"] = {"generic": {}}
     folder = tmp_path_factory.mktemp("losses")
     tree = {"all": {"children": {name: {"hosts": hosts} for name, hosts in groups.items()}}}
-    (folder / "hosts.yml").write_text(yaml.safe_dump(tree))
-    argv = ["all", "-i", str(folder / "hosts.yml"), "-c", "local"]
-    argv += ["--playbook-dir", "playbooks", "--tree", str(folder / "said"), "-m", "debug", "-a"]
     wanted = ", ".join(f"'{name}': {name}" for name in sorted(LOSSES))
-    done = ansible("ansible", *argv, f"msg={{{{ {{{wanted}}} }}}}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return {path.name: json.loads(path.read_text())["msg"] for path in (folder / "said").iterdir()}
+    return told(folder, tree, "all", f"{{{wanted}}}")
 
 
 @pytest.mark.parametrize("name", ["of-a-pool", "serverless", "my-own-fast"])

@@ -46,16 +46,18 @@ def converge():
 
 
 def test_new_program_replaces_the_running_one(host):
-    def process():
-        return host.check_output("systemctl show -P MainPID etcd")
+    def starts():
+        host.check_output("journalctl --sync")
+        told = host.check_output("journalctl --unit=etcd --output=cat --no-pager")
+        return told.count("Started etcd.service")
 
-    before = process()
+    before = starts()
     converge()
-    assert process() == before
+    assert starts() == before
     host.check_output("cp /usr/local/bin/etcd /run/etcd && echo >> /run/etcd")
     host.check_output("install --mode=0755 /run/etcd /usr/local/bin/etcd && rm /run/etcd")
     converge()
-    assert process() != before
+    assert starts() == before + 1
     assert host.service("etcd").is_running
 
 
