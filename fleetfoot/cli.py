@@ -24,7 +24,7 @@ from fleetfoot.engine import Display, EngineError
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ledger, ssh
 from fleetfoot.machines.fleet import Fleet
-from fleetfoot.paths import size_of
+from fleetfoot.paths import PROJECT, StackPaths, size_of
 from fleetfoot.stack import bootimage, checks, sides
 from fleetfoot.stack.driver import Result, driver
 from fleetfoot.stack.fields import LABEL
@@ -105,6 +105,8 @@ def down(
             teardown(stack, keep_state=not result.ok)
     _end(result)
     err.print("Packages and caches stay; `fleetfoot image prune` frees what no definition needs.")
+    if (backups := StackPaths(stack).backups).exists():
+        err.print(f"So do backups, with the keys of Secrets: {backups.relative_to(PROJECT)}")
 
 
 @app.command()

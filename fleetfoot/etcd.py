@@ -15,7 +15,7 @@ from fleetfoot.shell import run
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["DATA", "members", "outlives"]
+__all__ = ["DATA", "members", "volume_of"]
 
 #: Unit of each group's database, and where it keeps its data.
 _UNITS = {"etcd": "etcd", "etcd_events": "etcd-events"}
@@ -24,9 +24,10 @@ DATA = {group: f"/var/lib/{unit}" for group, unit in _UNITS.items()}
 _LOG_MIB = 64  # size of the log file that etcd makes next
 
 
-def outlives(folder: str, volumes: Collection[str]) -> bool:
-    """Whether a folder is in one of the volumes, which a replaced machine leaves behind."""
-    return any(Path(folder).is_relative_to(volume) for volume in volumes)
+def volume_of(folder: str, volumes: Collection[str]) -> str | None:
+    """Return which of the volumes, which a replaced machine leaves behind, has a folder."""
+    within = [volume for volume in volumes if Path(folder).is_relative_to(volume)]
+    return max(within, key=len, default=None)
 
 
 def members(stack: str, running: Collection[str]) -> list[dict[str, Any]]:

@@ -91,6 +91,11 @@ class StackPaths:
         return self.root / "machines"
 
     @property
+    def backups(self) -> Path:
+        """Copies of what the cluster knew; they outlive the stack."""
+        return self.root / "backups"
+
+    @property
     def volumes(self) -> Path:
         """Data of machines that outlives a replaced machine (etcd, registry)."""
         return self.root / "volumes"
@@ -124,13 +129,20 @@ class StackPaths:
         """The inventory with which a playbook's run was last made."""
         return self.root / "inventory" / f"{run}.json"
 
+    @property
+    def made(self) -> Path:
+        """The inventory with which site.yml last came through; what was refused made nothing."""
+        return self.inventory("site-made")
+
     def control_plane(self) -> dict[str, Any] | None:
-        """The inventory's `all` with which site.yml was last run; None before the first run."""
-        try:
-            recorded: dict[str, Any] = json.loads(self.inventory("site").read_text())
-        except FileNotFoundError:
-            return None
-        return dict(recorded["all"])
+        """The inventory's `all` of the control plane that is there; None before the first run.
+
+        Until a run came through, it is what the last one was to make.
+        """
+        for record in (self.made, self.inventory("site")):
+            if record.exists():
+                return dict(json.loads(record.read_text())["all"])
+        return None
 
     def kubeconfig_of(self, group: str) -> Path:
         """The kubeconfig of a group of apiservers (online: the operator's), or `break-glass`."""

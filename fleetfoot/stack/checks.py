@@ -108,7 +108,7 @@ def _kept(config: StackConfig) -> list[str]:
         for group, folder in etcd.DATA.items()
         if sum(pool.count for pool in config.in_group(group)) == 1
         for pool in config.in_group(group)
-        if pool.count and not etcd.outlives(folder, pool.volumes)
+        if pool.count and etcd.volume_of(folder, pool.volumes) is None
     ]
 
 

@@ -21,16 +21,18 @@ _PATIENCE = 300.0  # a machine that died is made again in that many seconds
 _PAUSE = 1.0
 
 
-def require_kept(stack: str, name: str, volumes: Collection[str]) -> None:
+def require_kept(stack: str, name: str, volumes: Collection[str], wanted: Collection[str]) -> None:
     """Require that what nobody else knows outlives a machine that is to be replaced.
 
     Args:
         stack: Whose control plane, as its last run of site.yml knew it.
         name: The machine.
         volumes: Its folders that do.
+        wanted: Those of the machine that replaces it.
 
     Raises:
-        FleetfootError: It has a database of one member, and that one's data would go with it.
+        FleetfootError: It has a database of one member, and that one's data would go with it, or
+            stay where the new machine does not look.
     """
     every = onboarding.recorded(stack)
     if every is None or Fleet.of_stack(stack).read(name) is None:
@@ -38,8 +40,17 @@ def require_kept(stack: str, name: str, volumes: Collection[str]) -> None:
     others = _others(stack, name)
     for group, folder in etcd.DATA.items():
         hosts = every["children"].get(group, {}).get("hosts", {})
-        kept = etcd.outlives(folder, volumes)
-        if len(hosts) == 1 and not kept and not others.keys() & hosts.keys():
+        if len(hosts) != 1 or others.keys() & hosts.keys():
+            continue
+        kept, found = etcd.volume_of(folder, volumes), etcd.volume_of(folder, wanted)
+        if kept and kept != found:
+            raise FleetfootError(
+                f"{name} is to be replaced, has the only member of {group}, and keeps {folder} in"
+                f" the volume {kept}, which its successor does not have",
+                "the new machine would begin an empty cluster, so it stays as it is",
+                f"leave {kept} in the pool's volumes",
+            )
+        if not kept:
             raise FleetfootError(
                 f"{name} is to be replaced, has the only member of {group}, and {folder} is in none"
                 " of its volumes",

@@ -66,7 +66,7 @@ def run(props: Mapping[str, Any]) -> None:
 
 
 def recorded(stack: str) -> dict[str, Any] | None:
-    """Return the inventory's `all` of the last run of site.yml, with this checkout's programs.
+    """Return the inventory's `all` of the control plane, with this checkout's programs.
 
     Machines are given no others: roles refuse what is not pinned. None before the first run.
     """
@@ -159,6 +159,8 @@ def _site(props: Mapping[str, Any]) -> None:
         _play({**props, "name": "before-upgrade", "playbook": "before_upgrade.yml"}, *lenient)
         write_private(root / _UNDER_WAY, programs.name)
     _play(props)
+    paths = StackPaths(props["stack"])
+    write_private(paths.made, paths.inventory(props["name"]).read_text())
     write_private(root / _VERSION, offered)
     write_private(root / _PROGRAMS, programs.name)
     (root / _UNDER_WAY).unlink(missing_ok=True)

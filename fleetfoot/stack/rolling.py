@@ -154,7 +154,7 @@ def update(old: MachineInputs, new: MachineInputs) -> dict[str, Any]:
     if not old.props.get("started") and old.spec == new.spec:
         return create(new)
     if new.node is None:
-        control_plane.require_kept(new.stack, new.name, old.spec.volumes)
+        control_plane.require_kept(new.stack, new.name, old.spec.volumes, new.spec.volumes)
         # Before its turn, for one that is down has to take its own before.
         control_plane.bring_back(new.stack, new.name)
         control_plane.wait_for_others(new.stack, new.name)

@@ -5,6 +5,7 @@ Works from what is on the host, not from state, so that it also clears what no s
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 
 from fleetfoot.errors import FleetfootError
@@ -15,7 +16,7 @@ __all__ = ["teardown"]
 
 
 def teardown(stack: str, *, keep_state: bool) -> None:
-    """Remove machines, network and files of a stack.
+    """Remove machines, network and files of a stack; backups stay, for they may be all there is.
 
     Args:
         stack: Its name.
@@ -31,5 +32,11 @@ def teardown(stack: str, *, keep_state: bool) -> None:
             fleet.delete(folder.name)
         fleet.delete_network()
     if not keep_state:
-        shutil.rmtree(paths.root, ignore_errors=True)
+        for left in paths.root.glob("*"):
+            if left.is_dir() and left != paths.backups:
+                shutil.rmtree(left, ignore_errors=True)
+            elif left != paths.backups:
+                left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # backups are there, or no folder was
+            paths.root.rmdir()
         shutil.rmtree(paths.run, ignore_errors=True)

@@ -125,29 +125,30 @@ def test_one_that_cannot_start_is_replaced_while_the_others_serve(
 
 
 @pytest.mark.parametrize(
-    ("members", "volumes", "refused"),
+    ("members", "volumes", "wanted", "refused"),
     [
-        (["one"], [], True),
-        (["one"], ["/var/lib/etcd-events"], True),
-        (["one"], ["/var/lib/etcd"], False),
-        (["one"], ["/var/lib"], False),
-        (["two"], [], False),
-        (["one", "two"], [], False),
+        (["one"], [], [], "in none of its volumes"),
+        (["one"], [], ["/var/lib/etcd"], "in none of its volumes"),
+        (["one"], ["/var/lib/etcd-events"], [], "in none of its volumes"),
+        (["one"], ["/var/lib/etcd"], ["/var/lib/etcd", "/srv"], ""),
+        (["one"], ["/var/lib"], ["/var/lib"], ""),
+        (["one"], ["/var/lib/etcd"], ["/var/lib"], "in the volume /var/lib/etcd"),
+        (["one"], ["/var/lib/etcd"], ["/var/lib", "/var/lib/etcd"], ""),
+        (["one"], ["/var/lib/etcd"], [], "in the volume /var/lib/etcd"),
+        (["two"], [], [], ""),
+        (["one", "two"], [], [], ""),
     ],
 )
 def test_the_only_one_that_knows_keeps_its_data(
-    plane: Plane, members: list[str], volumes: list[str], refused: bool
+    plane: Plane, members: list[str], volumes: list[str], wanted: list[str], refused: str
 ) -> None:
     plane.etcd = members
-    expected = (
-        pytest.raises(FleetfootError, match=r"one is to be replaced.* only member of etcd")
-        if refused
-        else contextlib.nullcontext()
-    )
+    told = rf"one is to be replaced.* only member of etcd.*{refused}"
+    expected = pytest.raises(FleetfootError, match=told) if refused else contextlib.nullcontext()
     with expected:
-        control_plane.require_kept("mine", "one", volumes)
+        control_plane.require_kept("mine", "one", volumes, wanted)
     plane.gone = {"one"}
-    control_plane.require_kept("mine", "one", volumes)
+    control_plane.require_kept("mine", "one", volumes, wanted)
 
 
 def test_one_that_comes_back_is_waited_for(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fleetfoot.errors import FleetfootError
-from fleetfoot.paths import StackPaths
+from fleetfoot.paths import StackPaths, write_private
 from fleetfoot.stack import onboarding
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def play(props: dict[str, Any], *options: str) -> None:
         names.append(" ".join([props["playbook"], *options]))
+        record = StackPaths("mine", tmp_path).inventory(props["name"])
+        write_private(record, json.dumps(props["inventory"]))
         if props["playbook"] in broken:
             raise FleetfootError("a server does not come up", "", "")
 
@@ -129,6 +131,20 @@ def test_an_upgrade_that_did_not_come_through_does_not_keep_a_better_one_away(
     assert played == ["before_upgrade.yml", "site.yml", again, "site.yml"]
     onboarding.run(PROPS)
     assert played[4:] == ["site.yml"]
+
+
+def test_what_was_refused_is_not_taken_for_what_is_there(played: list[str], tmp_path: Path) -> None:
+    def inventory(name: str) -> dict[str, Any]:
+        return {"all": {"hosts": {name: {}}, "vars": {}}}
+
+    onboarding.run({**PROPS, "inventory": inventory("one")})
+    broken.add("site.yml")
+    with pytest.raises(FleetfootError, match="does not come up"):
+        onboarding.run({**PROPS, "inventory": inventory("two")})
+    every = StackPaths("mine", tmp_path).control_plane()
+    assert every is not None
+    assert set(every["hosts"]) == {"one"}
+    assert len(played) == 2
 
 
 def test_a_run_on_some_machines_is_no_upgrade(
