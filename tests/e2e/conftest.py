@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 KILLS = 2
 ONLINE_MEMORY = "1536MiB"
+OFFLINE_CONFIGMAPS = 20
 _JOURNAL = (
     "systemctl list-units --failed --plain --no-legend;"
     " journalctl --priority=warning --lines=40 --no-pager --output=short | cut --characters=-300"
@@ -25,6 +26,7 @@ def environment() -> Iterator[Stack]:
     """The running stack, brought up by runs of which the first ones were killed."""
     with Stack("e2e", 84) as stack:
         stack.config["fleetfoot:apiservers"]["online"] = {"memory": ONLINE_MEMORY}
+        stack.config["fleetfoot:offline"] = {"objects": {"configmaps": OFFLINE_CONFIGMAPS}}
         stack.write()
         stack.kill_runs(KILLS)
         stack.fleetfoot("up")

@@ -55,13 +55,23 @@ def test_what_cannot_work_is_refused_before_any_machine_is_changed(environment: 
     assert set(counts) == {"0"}
 
 
+def budget(stack: Stack, group: str) -> tuple[float, int]:
+    """Return the CPUs and the bytes that a group has in the configuration; 0 is no bound."""
+    limits = stack.config["fleetfoot:apiservers"][group]
+    size = re.fullmatch(r"(\d+)([MG])iB", limits["memory"])
+    assert size
+    return limits.get("cpus", 0), int(size[1]) << {"M": 20, "G": 30}[size[2]]
+
+
 def test_the_offline_apiserver_has_its_budget(environment: Stack) -> None:
     machine = Cgroup(environment.name, "control-1")
     unit = "kube-apiserver@offline"
+    cpus, size = budget(environment, "offline")
     if machine.unified:
-        keys = "--property=CPUQuotaPerSecUSec --property=MemoryMax --value"
-        said = environment.ssh("control-1", f"systemctl show {keys} {unit}").split()
-        assert sorted(said) == ["1073741824", "500ms"]
+        within = f"/sys/fs/cgroup$(systemctl show --property=ControlGroup --value {unit})"
+        files = f"cd {within}; cat cpu.max cpu.idle memory.max"
+        said = environment.ssh("control-1", files).split()
+        assert said == [str(int(cpus * 100_000)), "100000", "1", str(size)]
         return
     for folder in machine.folders:
         below = folder / "kube-apiserver-offline"
@@ -72,16 +82,17 @@ def test_the_offline_apiserver_has_its_budget(environment: Stack) -> None:
         assert len(arguments) == 1
         assert "offline" in arguments[0]
     cpu, memory = (folder / "kube-apiserver-offline" for folder in machine.folders)
-    assert (cpu / "cpu.cfs_quota_us").read_text().strip() == "50000"
+    assert (cpu / "cpu.cfs_quota_us").read_text().strip() == str(int(cpus * 100_000))
     assert (cpu / "cpu.idle").read_text().strip() == "1"
-    assert (memory / "memory.limit_in_bytes").read_text().strip() == str(1 << 30)
+    assert (memory / "memory.limit_in_bytes").read_text().strip() == str(size)
 
 
 def test_the_online_apiserver_has_one_of_its_own(environment: Stack) -> None:
     machine = Cgroup(environment.name, "control-1")
-    wanted = int(environment.config["fleetfoot:apiservers"]["online"]["memory"][:-3]) << 20
+    _, wanted = budget(environment, "online")
     if machine.unified:
-        ask = "systemctl show --property=MemoryMax --value kube-apiserver@online"
+        group = "$(systemctl show --property=ControlGroup --value kube-apiserver@online)"
+        ask = f"cat /sys/fs/cgroup{group}/memory.max"
         assert int(environment.ssh("control-1", ask)) == wanted
         return
     _, memory = (folder / "kube-apiserver-online" for folder in machine.folders)
@@ -259,14 +270,43 @@ def test_submitters_divert_no_traffic(
     if "externalIPs" in spec:
         spec["externalIPs"] = [address]
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "mine"}, "spec": spec}
-    (tmp_path / "service.json").write_text(json.dumps(service))
-    offline = ["kubectl", "--identity=offline", "--", f"--namespace={NAMESPACE}"]
-    said = environment.fleetfoot(
-        *offline, "create", "-f", str(tmp_path / "service.json"), check=False
+    said = submitted(environment, tmp_path, service)
+    environment.kubectl(
+        "delete", "service", f"--namespace={NAMESPACE}", "mine", "--ignore-not-found"
     )
-    environment.fleetfoot(*offline, "delete", "service", "mine", "--ignore-not-found")
-    assert says in said.stdout
-    assert (said.returncode == 0) == (says == "created")
+    assert says in said
+    assert (" created" in said) == (says == "created")
+
+
+def submitted(stack: Stack, folder: Path, *objects: dict[str, Any]) -> str:
+    """Let an offline submitter make objects; return what it was told."""
+    file = folder / "objects.json"
+    file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+    argv = ("kubectl", "--identity=offline", "--", f"--namespace={NAMESPACE}", "create", "-f")
+    return str(stack.fleetfoot(*argv, str(file), check=False).stdout)
+
+
+def test_submitters_fill_no_database(environment: Stack, tmp_path: Path) -> None:
+    """What they write is in the etcd that online needs for its own writes."""
+    most = environment.config["fleetfoot:offline"]["objects"]["configmaps"]
+    many = [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"filler-{number}"}}
+        for number in range(most + 5)
+    ]
+    said = submitted(environment, tmp_path, *many)
+    made = said.count(" created")
+    names = [f"filler-{number}" for number in range(made)]
+    environment.kubectl("delete", "configmap", f"--namespace={NAMESPACE}", *names)
+    assert 0 < made < most  # each namespace has one of Kubernetes' own
+    assert "exceeded quota: offline-objects" in said
+
+
+@pytest.mark.parametrize("name", ["system-cluster-critical", "system-node-critical"])
+def test_offline_pods_are_critical_to_nobody(environment: Stack, tmp_path: Path, name: str) -> None:
+    container = {"name": "task", "image": "task"}
+    spec = {"priorityClassName": name, "containers": [container]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pushy"}, "spec": spec}
+    assert "exceeded quota: offline-critical-pods" in submitted(environment, tmp_path, pod)
 
 
 def test_events_are_in_their_own_etcd(environment: Stack, pod: dict[str, Any]) -> None:

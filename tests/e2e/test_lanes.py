@@ -57,7 +57,7 @@ REQUESTS = {
     "system": Request("/api/v1/namespaces/default/pods", user="system:kube-scheduler"),
 }
 _NO_SEATS = {"nominalConcurrencyShares": 0, "borrowingLimitPercent": 0, "lendablePercent": 0}
-_HANGS_SECONDS = 2
+_HANGS_SECONDS, _ANSWERED_SECONDS = 2, 10
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,9 @@ def without_seats(operator: Front, *lanes: str) -> Iterator[None]:
 
 
 def answered(fronts: dict[str, Front], lane: str) -> bool:
-    """Return whether a request of the lane is answered; it has a while."""
-    return fronts[lane].send(REQUESTS[lane].path)[0] == HTTPStatus.OK
+    """Return whether a request of the lane is answered, though the host may be busy."""
+    path = REQUESTS[lane].path
+    return fronts[lane].send(path, timeout=_ANSWERED_SECONDS)[0] == HTTPStatus.OK
 
 
 def hangs(fronts: dict[str, Front], lane: str) -> bool:
