@@ -77,6 +77,14 @@ def test_the_sample_service_answers_from_its_data(environment: Stack) -> None:
     assert len(pods) == 2, "requests reach one pod only"
 
 
+def test_pods_find_services_by_their_short_names(environment: Stack) -> None:
+    wanted = environment.get("service", "dictionary", "--namespace=sample")["spec"]["clusterIP"]
+    names = ["dictionary", "dictionary.sample", "dictionary.sample.svc.cluster.local"]
+    look = f"import socket; print([socket.gethostbyname(name) for name in {names}])"
+    pod = ("exec", "--namespace=sample", "deployment/dictionary", "--", "python3", "-c", look)
+    assert environment.kubectl(*pod).strip() == str([wanted] * len(names))
+
+
 def test_its_image_came_from_the_environments_registry(environment: Stack) -> None:
     pods = environment.get("pods", "--namespace=sample")["items"]
     images = {pod["spec"]["containers"][0]["image"] for pod in pods}
