@@ -24,7 +24,7 @@ from fleetfoot.machines.network import Network, NetworkSpec
 from fleetfoot.machines.nspawn import Nspawn
 from fleetfoot.machines.qemu import Qemu
 from fleetfoot.machines.spec import Backend, MachineSpec, Placement
-from fleetfoot.paths import StackPaths, private_dir, write_private
+from fleetfoot.paths import PROJECT, StackPaths, private_dir, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,9 +76,7 @@ class Fleet:
             return cls(NetworkSpec(**json.loads(record.read_text())))
         except FileNotFoundError as missing:
             raise FleetfootError(
-                f"there is no stack {stack!r} here",
-                "nothing of it runs",
-                f"`make up STACK={stack}` makes it",
+                f"there is no stack {stack!r} here", "nothing of it runs", _how_to_make(stack)
             ) from missing
 
     def create_network(self) -> str:
@@ -165,3 +163,16 @@ class Fleet:
     def _place(self, name: str, address: str, credentials: dict[str, Any]) -> Placement:
         folder = self.paths.machines / name
         return Placement(folder, self.network, address, credentials)
+
+
+def _how_to_make(stack: str) -> str:
+    known = sorted(
+        path.name.removeprefix("Pulumi.").removesuffix(".yaml")
+        for path in PROJECT.glob("Pulumi.*.yaml")
+    )
+    if stack in known:
+        return f"`make up STACK={stack}` makes it"
+    return (
+        f"configured are {', '.join(known)}; for a new one copy Pulumi.local.yaml to"
+        f" Pulumi.{stack}.yaml and give it other addresses"
+    )

@@ -119,6 +119,7 @@ def render(
                 "fleetfoot_stack": stack,
                 "fleetfoot_zone": zone(stack),
                 "fleetfoot_resolver": gateway,
+                "fleetfoot_offline_namespace": config.offline.namespaces[0],
                 "fleetfoot_pod_cidr": config.network.pods,
                 "fleetfoot_service_cidr": config.network.services,
                 "fleetfoot_state_dir": str(paths.root),
