@@ -71,10 +71,11 @@ def _group(value: object) -> object:
 
 
 def _held(value: str) -> str:
-    if value not in OFFLINE_OBJECTS:
+    known = ("pods", *OFFLINE_OBJECTS)
+    if value not in known:
         raise _refuse(
             f"{value!r} is nothing that submitters may make, so nothing would be bounded; write one"
-            f" of {', '.join(OFFLINE_OBJECTS)}"
+            f" of {', '.join(known)}"
         )
     return value
 

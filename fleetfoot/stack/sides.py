@@ -32,10 +32,9 @@ OFFLINE_TIER = {"fleetfoot.dev/tier": "offline"}
 #: The one namespace of the offline side, where the configuration names no others.
 OFFLINE_NAMESPACE = "offline"
 #: Objects that each namespace of the offline side may hold. They are in the etcd that online writes
-#: to, and a lane bounds how fast they come, not how many stay. Pods that ended count, of which the
-#: controller manager removes those above 12,500.
+#: to, and a lane bounds how fast they come, not how many stay. Pods are not among them: for each
+#: that ends, all of the namespace's would be counted anew.
 OFFLINE_OBJECTS = {
-    "pods": 20_000,
     "jobs.batch": 10_000,
     "cronjobs.batch": 500,
     "configmaps": 500,
@@ -260,6 +259,13 @@ def admission(
         _object(_ADMISSION, "MutatingAdmissionPolicy", name, spec=mutations),
         _object(_ADMISSION, "MutatingAdmissionPolicyBinding", name, spec=_bound(name)),
         *_refusal(
+            "fleetfoot-offline-priorities",
+            _written("pods", "CREATE"),
+            f"!(object.spec.?priorityClassName.orValue('') in [{_quoted(_CRITICAL)}])",
+            "pods of online would have to go before one of an offline namespace that has this"
+            " priority class; use another, or none",
+        ),
+        *_refusal(
             "fleetfoot-offline-tokens",
             _written("serviceaccounts/token", "CREATE"),
             f"!object.spec.audiences.exists(a, a in [{_quoted(online_audiences)}])",
@@ -360,8 +366,6 @@ def workplace(
     ]
     role = _object(f"{_RBAC}/v1", "ClusterRole", name, rules=rules)
     held = {f"count/{resource}": str(count) for resource, count in objects.items()}
-    critical = {"scopeName": "PriorityClass", "operator": "In", "values": _CRITICAL}
-    none_critical = {"hard": {"pods": "0"}, "scopeSelector": {"matchExpressions": [critical]}}
     places: list[dict[str, Any]] = []
     bindings: list[dict[str, Any]] = []
     for namespace in namespaces:
@@ -379,13 +383,10 @@ def workplace(
             roleRef={"apiGroup": _RBAC, "kind": "ClusterRole", "name": name},
             subjects=[{"apiGroup": _RBAC, "kind": "Group", "name": OFFLINE_GROUP}],
         )
-        quotas = [
-            _object("v1", "ResourceQuota", "offline-objects", spec={"hard": held}),
-            _object("v1", "ResourceQuota", "offline-critical-pods", spec=none_critical),
-        ]
-        for each in (binding, *quotas):
+        quota = _object("v1", "ResourceQuota", "offline-objects", spec={"hard": held})
+        for each in (binding, quota):
             each["metadata"]["namespace"] = namespace
-        bindings += [binding, *quotas]
+            bindings.append(each)
     return [*places, role, *bindings]
 
 

@@ -306,7 +306,7 @@ def test_offline_pods_are_critical_to_nobody(environment: Stack, tmp_path: Path,
     container = {"name": "task", "image": "task"}
     spec = {"priorityClassName": name, "containers": [container]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pushy"}, "spec": spec}
-    assert "exceeded quota: offline-critical-pods" in submitted(environment, tmp_path, pod)
+    assert "would have to go before" in submitted(environment, tmp_path, pod)
 
 
 def test_events_are_in_their_own_etcd(environment: Stack, pod: dict[str, Any]) -> None:
