@@ -34,7 +34,7 @@ def members(stack: str, running: Collection[str]) -> list[dict[str, Any]]:
     """Ask each member for itself: who leads, how large its database is, what it is alarmed by.
 
     Args:
-        stack: Whose control plane, as its last run of site.yml knew it.
+        stack: Whose control plane, as site.yml last made it.
         running: Addresses of machines that are worth asking.
 
     Returns:

@@ -25,7 +25,7 @@ def require_kept(stack: str, name: str, volumes: Collection[str], wanted: Collec
     """Require that what nobody else knows outlives a machine that is to be replaced.
 
     Args:
-        stack: Whose control plane, as its last run of site.yml knew it.
+        stack: Whose control plane, as site.yml last made it.
         name: The machine.
         volumes: Its folders that do.
         wanted: Those of the machine that replaces it.
@@ -46,9 +46,9 @@ def require_kept(stack: str, name: str, volumes: Collection[str], wanted: Collec
         if kept and kept != found:
             raise FleetfootError(
                 f"{name} is to be replaced, has the only member of {group}, and keeps {folder} in"
-                f" the volume {kept}, which its successor does not have",
+                f" the volume {kept}, where its successor would not look",
                 "the new machine would begin an empty cluster, so it stays as it is",
-                f"leave {kept} in the pool's volumes",
+                f"leave {kept} in the pool's volumes, and no other around {folder}",
             )
         if not kept:
             raise FleetfootError(
@@ -85,7 +85,7 @@ def wait_for_others(stack: str, name: str) -> None:
     This run may be making one again that died; it has to come before one that runs goes.
 
     Args:
-        stack: Whose control plane, as its last run of site.yml knew it.
+        stack: Whose control plane, as site.yml last made it.
         name: The machine that is to be replaced.
 
     Raises:
@@ -109,7 +109,7 @@ def require_members(stack: str, name: str) -> None:
     A machine that was made again has none yet: it is set up first.
 
     Args:
-        stack: Whose control plane, as its last run of site.yml knew it.
+        stack: Whose control plane, as site.yml last made it.
         name: The machine that is to be replaced.
 
     Raises:
@@ -131,7 +131,7 @@ def set_up(stack: str, name: str, addresses: Collection[str]) -> None:
     """Run site.yml on some machines of a control plane of several.
 
     Args:
-        stack: Whose control plane, as its last run of site.yml knew it.
+        stack: Whose control plane, as site.yml last made it.
         name: What the run is for; its log is `site-NAME.log`.
         addresses: Theirs.
 

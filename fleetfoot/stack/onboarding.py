@@ -149,7 +149,8 @@ def _play(props: Mapping[str, Any], *options: str) -> None:
 
 def _site(props: Mapping[str, Any]) -> None:
     """Make the control plane; one that runs other programs is upgraded."""
-    cluster, root = Cluster(props["stack"]), StackPaths(props["stack"]).root
+    cluster, paths = Cluster(props["stack"]), StackPaths(props["stack"])
+    root = paths.root
     programs, offered = artifacts.directory(), _offered()
     if not _answers_soon(cluster, root):
         _check_step(root, offered)
@@ -159,7 +160,6 @@ def _site(props: Mapping[str, Any]) -> None:
         _play({**props, "name": "before-upgrade", "playbook": "before_upgrade.yml"}, *lenient)
         write_private(root / _UNDER_WAY, programs.name)
     _play(props)
-    paths = StackPaths(props["stack"])
     write_private(paths.made, paths.inventory(props["name"]).read_text())
     write_private(root / _VERSION, offered)
     write_private(root / _PROGRAMS, programs.name)

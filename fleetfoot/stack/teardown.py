@@ -32,10 +32,10 @@ def teardown(stack: str, *, keep_state: bool) -> None:
             fleet.delete(folder.name)
         fleet.delete_network()
     if not keep_state:
-        for left in paths.root.glob("*"):
-            if left.is_dir() and left != paths.backups:
+        for left in {*paths.root.glob("*")} - {paths.backups}:
+            if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
-            elif left != paths.backups:
+            else:
                 left.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # backups are there, or no folder was
             paths.root.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from fleetfoot.machines import ssh
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.network import NetworkSpec
 from fleetfoot.machines.spec import BootImage, MachineSpec
+from fleetfoot.paths import StackPaths
 from fleetfoot.stack.bootimage import boot_image
 from fleetfoot.stack.inventory import API_PORTS, zone
 from fleetfoot.stack.teardown import teardown
@@ -170,6 +172,12 @@ class Hosts:
         return Counter(self.state / "pki", fronts, group, identity)
 
 
+def remove() -> None:
+    """Remove machines and backups: one of another run would be taken for this one's."""
+    teardown(STACK, keep_state=False)
+    shutil.rmtree(StackPaths(STACK).root, ignore_errors=True)
+
+
 @pytest.fixture(scope="module", params=FROM)
 def hosts(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -177,7 +185,7 @@ def hosts(
     """A cluster of an earlier version."""
     folder = tmp_path_factory.mktemp("hosts")
     programs = artifacts.earlier_directory(request.param, print)
-    teardown(STACK, keep_state=False)  # what a killed run left
+    remove()  # what a killed run left
     try:
         made = Hosts(folder)
         made.write(programs)
@@ -187,7 +195,7 @@ def hosts(
         eventually(lambda: [is_ready(node) for node in made.nodes()] == [True])
         yield made
     finally:
-        teardown(STACK, keep_state=False)
+        remove()
 
 
 def test_an_upgrade_is_not_felt(hosts: Hosts, tmp_path: Path) -> None:
