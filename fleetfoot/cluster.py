@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Cluster", "is_ready"]
 
 _FRONT_SECONDS = 1.0  # an apiserver behind a front end that lives says who it is within
+_PAUSE_SECONDS = 0.2  # before front ends are tried again
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,13 @@ class Cluster:
     Attributes:
         stack: The stack's name.
         group: The group of apiservers to ask (`online`, `offline`), or `break-glass`.
+        patience: Seconds to try several front ends again while none serves: when a machine dies,
+            the others' load balancers go on sending to it until their checks notice.
     """
 
     stack: str
     group: str = "online"
+    patience: float = 10.0
 
     @property
     def kubeconfig(self) -> Path:
@@ -76,11 +81,19 @@ class Cluster:
     def _standing_in(self) -> str:
         """Return the URL to ask instead of the kubeconfig's, if that one's front end is silent."""
         first, *others = self._fronts() or [""]
-        port = API_PORTS.get(self.group, API_PORTS["online"])
-        if not others or self._serves(first, port):
+        if not others:
             return ""
-        found = next((front for front in others if self._serves(front, port)), None)
-        return f"https://{found}:{port}" if found else ""
+        port = API_PORTS.get(self.group, API_PORTS["online"])
+        until = time.monotonic() + self.patience
+        while True:
+            if self._serves(first, port):
+                return ""
+            for front in others:
+                if self._serves(front, port):
+                    return f"https://{front}:{port}"
+            if time.monotonic() >= until:
+                return ""
+            time.sleep(_PAUSE_SECONDS)
 
     def _fronts(self) -> list[str]:
         """Addresses of the load balancers, the kubeconfig's first, as the stack was last made."""

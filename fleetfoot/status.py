@@ -57,9 +57,10 @@ def gather(stack: str) -> Status:
         }
         for machine in Fleet.of_stack(stack).all()
     ]
-    groups = [group for name in API_PORTS for group in _apiservers(Cluster(stack, name))]
+    asked = [Cluster(stack, name, patience=0) for name in API_PORTS]
+    groups = [group for cluster in asked for group in _apiservers(cluster)]
     running = {str(machine["address"]) for machine in machines if machine["ready"]}
-    nodes = _nodes(Cluster(stack))
+    nodes = _nodes(Cluster(stack, patience=0))
     return Status(stack, driver(stack).name, machines, groups, etcd.members(stack, running), nodes)
 
 

@@ -101,8 +101,23 @@ def test_kubectl_tells_what_is_wrong_where_none_answers(
     paths: StackPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record(paths, FIRST, SECOND)
-    answering(monkeypatch)
-    assert servers(Cluster("mine").command("get", "nodes")) == []
+    asked = answering(monkeypatch)
+    assert servers(Cluster("mine", patience=0).command("get", "nodes")) == []
+    assert asked == [(FIRST, 6443), (SECOND, 6443)]
+
+
+def test_front_ends_are_asked_again_until_one_answers(
+    paths: StackPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(paths, FIRST, SECOND)
+    asked: list[str] = []
+
+    def serves(_: Cluster, address: str, _port: int) -> bool:
+        asked.append(address)
+        return asked == [FIRST, SECOND] * 2
+
+    monkeypatch.setattr(Cluster, "_serves", serves)
+    assert servers(Cluster("mine").command("get", "nodes")) == [f"--server=https://{SECOND}:6443"]
 
 
 def certificate(address: str) -> tuple[bytes, bytes]:
