@@ -22,6 +22,7 @@ from fleetfoot.cluster import Cluster
 from fleetfoot.console import cell, err, out
 from fleetfoot.engine import Display, EngineError
 from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs.commands import lazy
 from fleetfoot.machines import ledger, ssh
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.paths import PROJECT, StackPaths, size_of
@@ -43,6 +44,7 @@ app = typer.Typer(
 image = typer.Typer(help="Machine and container images.", no_args_is_help=True)
 app.add_typer(image, name="image")
 app.add_typer(bench, name="bench")
+app.add_typer(lazy, name="lazy")
 _OUTPUT_WIDTH = 60
 
 StackName = Annotated[

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.images.oci import TAG
+from fleetfoot.lazyfs.distribution import Access
 from fleetfoot.paths import StackPaths, write_private
 from fleetfoot.pki import authority_certificate
 from fleetfoot.shell import run
@@ -68,6 +69,12 @@ class Registry:
                 "see `systemctl status docker-registry` on its machine",
             )
         return asked.returncode == 0
+
+    def access(self) -> Access:
+        """Return how the registry is reached by whoever pushes."""
+        self._access()
+        folder = StackPaths(self.stack).root / "registry"
+        return Access.of_docker(folder / "auth.json", self.address, folder / "certs" / "ca.crt")
 
     def _digest(self, layout: Path) -> str:
         index = json.loads((layout / "index.json").read_text())

@@ -1,0 +1,274 @@
+"""`fleetfoot lazy`: make an image lazy, and look at what was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from fleetfoot.console import err, out
+from fleetfoot.errors import FleetfootError
+from fleetfoot.images import build
+from fleetfoot.lazyfs.artifact import Descriptor, layers_of
+from fleetfoot.lazyfs.compare import differences
+from fleetfoot.lazyfs.convert import Converter, attach, convert, manifest_of, unpack
+from fleetfoot.lazyfs.distribution import Access, Reference, Repository
+from fleetfoot.lazyfs.stores import Layout, Remote, artifact_of
+from fleetfoot.paths import StackPaths, cache_dir
+from fleetfoot.registry import Registry
+from fleetfoot.stack.inventory import registry_address
+
+if TYPE_CHECKING:
+    from fleetfoot.lazyfs.artifact import Artifact
+    from fleetfoot.lazyfs.stores import Store
+
+__all__ = ["lazy"]
+
+lazy = typer.Typer(help="Images that start before they are pulled.", no_args_is_help=True)
+_SHOWN = 20  # differences in a table that a person reads
+_LAYOUT = "oci:"
+# The code that rewrites layers: a new number where the same layer becomes other bytes.
+_FORM = 1
+
+Image = Annotated[
+    str,
+    typer.Argument(
+        help="HOST[:PORT]/NAME[:TAG][@DIGEST] in a registry, or oci:FOLDER:TAG in an OCI layout.",
+        metavar="IMAGE",
+    ),
+]
+Platform = Annotated[str, typer.Option(help="Which, where an image is there for several.")]
+Stack = Annotated[
+    str,
+    typer.Option("--stack", "-s", envvar="STACK", help="Whose registry, if its name is named."),
+]
+AuthFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--authfile",
+        envvar="REGISTRY_AUTH_FILE",
+        help="Credentials, as `skopeo login` or `docker login` keeps them.",
+    ),
+]
+Authority = Annotated[
+    Path | None, typer.Option("--ca", help="Certificates of the registry's authority.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@lazy.command("convert")
+def lazy_convert(
+    image: Image,
+    platform: Platform = "linux/amd64",
+    stack: Stack = "local",
+    authfile: AuthFile = None,
+    authority: Authority = None,
+) -> None:
+    """Give an image its lazy form, and attach it: the image itself stays as it is.
+
+    Layers are converted once; a second run changes nothing.
+    """
+    store, wanted = _store(image, stack, authfile, authority)
+    manifest, kind = manifest_of(store, wanted, platform)
+    made = convert(
+        store,
+        manifest,
+        kind,
+        converter=converter(),
+        cache=cache_dir() / "lazy",
+        progress=lambda line: err.print(line, highlight=False),
+    )
+    changed = attach(store, made)
+    size = sum(layer.image.size for layer in made.artifact.layers)
+    packed = sum(layer.size for layer in layers_of(manifest))
+    err.print(
+        f"{len(made.artifact.layers)} layers, {made.fresh} converted now;"
+        f" {size / 2**20:.1f} MiB beside {packed / 2**20:.1f} MiB;"
+        f" {'attached' if changed else 'was attached already'}",
+        highlight=False,
+    )
+    print(made.artifact.descriptor.digest)
+
+
+@lazy.command("inspect")
+def lazy_inspect(
+    image: Image,
+    platform: Platform = "linux/amd64",
+    stack: Stack = "local",
+    authfile: AuthFile = None,
+    authority: Authority = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show an image's lazy form."""
+    store, wanted = _store(image, stack, authfile, authority)
+    manifest, found = _lazy_form(store, wanted, platform)
+    sizes = {layer.digest: layer.size for layer in layers_of(manifest)}
+    rows: list[dict[str, Any]] = [
+        {
+            "layer": each.layer,
+            "bytes": sizes.get(each.layer, 0),
+            "image": each.image.digest,
+            "image_bytes": each.image.size,
+            "sectors": each.table_of(store.blob(each.table.digest)).sector_count,
+        }
+        for each in found.layers
+    ]
+    if as_json:
+        plain = {
+            "artifact": found.descriptor.digest,
+            "subject": found.subject.digest,
+            "converter": found.converter,
+            "layers": rows,
+        }
+        print(json.dumps(plain, indent=1))
+        return
+    out.print(f"artifact {found.descriptor.digest}", highlight=False, soft_wrap=True)
+    out.print(f"of the image {found.subject.digest}", highlight=False, soft_wrap=True)
+    out.print(f"made by {found.converter}", highlight=False, soft_wrap=True)
+    table = Table("layer", "MiB", "sector image", "MiB", "sectors")
+    for row in rows:
+        table.add_row(
+            row["layer"][:19],
+            f"{row['bytes'] / 2**20:.1f}",
+            row["image"][:19],
+            f"{row['image_bytes'] / 2**20:.1f}",
+            str(row["sectors"]),
+        )
+    out.print(table)
+
+
+@lazy.command("verify")
+def lazy_verify(
+    image: Image,
+    platform: Platform = "linux/amd64",
+    stack: Stack = "local",
+    authfile: AuthFile = None,
+    authority: Authority = None,
+) -> None:
+    """Read all of an image's lazy form, and compare it with its tables."""
+    store, wanted = _store(image, stack, authfile, authority)
+    manifest, found = _lazy_form(store, wanted, platform)
+    problems = []
+    if not found.covers([layer.digest for layer in layers_of(manifest)]):
+        problems.append("not every layer has a lazy form: the image is pulled as ever")
+    for each in found.layers:
+        table = each.table_of(store.blob(each.table.digest))
+        with store.open(each.image.digest) as stream:
+            problems += [f"{each.layer}: {line}" for line in table.check(stream)]
+        err.print(f"{each.layer[:19]}: {table.sector_count} sectors read", highlight=False)
+    _tell(problems, f"{image} is what its tables say")
+
+
+@lazy.command("diff")
+def lazy_diff(
+    image: Image,
+    platform: Platform = "linux/amd64",
+    stack: Stack = "local",
+    authfile: AuthFile = None,
+    authority: Authority = None,
+) -> None:
+    """Compare an image's lazy form with the ordinary unpacked tree: bytes and metadata.
+
+    Needs root, and a kernel that mounts EROFS.
+    """
+    store, wanted = _store(image, stack, authfile, authority)
+    manifest, found = _lazy_form(store, wanted, platform)
+    forms = {each.layer: each for each in found.layers}
+    with tempfile.TemporaryDirectory(prefix="diff-", dir=_room()) as folder:
+        work = Path(folder)
+        layers = unpack(store, manifest, work / "layout", "image", converter())
+        files = []
+        for number, layer in enumerate(layers):
+            files.append(work / f"{number}.erofs")
+            with store.open(forms[layer.digest].image.digest) as stream, files[-1].open("wb") as to:
+                while piece := stream.read(1 << 20):
+                    to.write(piece)
+        problems = list(differences(files, work / "layout", "image", work))
+    _tell(problems, f"{image}: the lazy tree is the ordinary one")
+
+
+def converter() -> Converter:
+    """Return what converts layers; builds its programs unless the cache has them.
+
+    Raises:
+        FleetfootError: They cannot be built.
+    """
+    image = build.build(
+        "converter",
+        cache=cache_dir(),
+        artifacts=cache_dir(),  # no role is applied to it: none is needed
+        progress=lambda line: err.print(line, highlight=False),
+    )
+    rows = [line.split("\t") for line in image.manifest.read_text().splitlines()]
+    listed = {name: version for kind, name, version in rows if kind == "deb"}
+    programs = ", ".join(f"{name} {listed[name]}" for name in ("erofs-utils", "liblz4-1"))
+    return Converter(image.path, f"form {_FORM}, {programs}")
+
+
+def _store(
+    image: str, stack: str, authfile: Path | None, authority: Path | None
+) -> tuple[Store, str]:
+    if image.startswith(_LAYOUT):
+        folder, _, tag = image.removeprefix(_LAYOUT).rpartition(":")
+        if not folder:
+            raise FleetfootError(f"{image!r} names no image", "", "write oci:FOLDER:TAG")
+        return Layout(Path(folder)), tag
+    named = Reference.parse(image.removeprefix("docker://"))
+    own = _own_registry(named.host, stack) if authfile is None else None
+    access = own or Access.of_docker(authfile or _authfile(), named.host, authority)
+    return Remote(Repository(access, named.name)), named.wanted
+
+
+def _own_registry(host: str, stack: str) -> Access | None:
+    """Return how builders reach the stack's registry, if that is the one named."""
+    made = StackPaths(stack).control_plane()
+    if made is None:
+        return None
+    machine = next(iter(made["children"].get("registry", {}).get("hosts", {})), None)
+    if machine is None:
+        return None
+    address = f"{made['hosts'][machine]['ansible_host']}:5000"
+    name = registry_address(stack)
+    return Registry(stack, name, address).access() if host in {name, address} else None
+
+
+def _authfile() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    candidates = [Path(runtime) / "containers/auth.json", Path.home() / ".docker/config.json"]
+    return next((path for path in candidates if path.exists()), candidates[0])
+
+
+def _lazy_form(store: Store, wanted: str, platform: str) -> tuple[bytes, Artifact]:
+    manifest, _ = manifest_of(store, wanted, platform)
+    digest = Descriptor.of("", manifest).digest
+    found = artifact_of(store, digest)
+    if found is None:
+        raise FleetfootError(
+            f"{store} has no lazy form of {wanted} ({digest})",
+            "nodes pull the image as ever",
+            "make one: `fleetfoot lazy convert`",
+        )
+    return manifest, found
+
+
+def _room() -> Path:
+    """Return a folder on the disk that has room for images."""
+    folder = cache_dir() / "lazy"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _tell(problems: list[str], good: str) -> None:
+    for line in problems[:_SHOWN]:
+        out.print(line, highlight=False, soft_wrap=True)
+    if len(problems) > _SHOWN:
+        out.print(f"and {len(problems) - _SHOWN} more", highlight=False)
+    if problems:
+        raise typer.Exit(1)
+    err.print(good, highlight=False, soft_wrap=True)

@@ -1,0 +1,375 @@
+"""Conversion: every layer of an image becomes a sector image with its table, once.
+
+The programs come from the image `converter`, so the same layer gives the same bytes on any host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import json
+import shutil
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs.artifact import Artifact, Descriptor, LazyLayer, layers_of
+from fleetfoot.lazyfs.distribution import INDEX, MANIFEST
+from fleetfoot.lazyfs.layers import Directory, Rewriter, Tree
+from fleetfoot.lazyfs.stores import REF_NAME, artifact_of
+from fleetfoot.lazyfs.table import Table, hex_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from fleetfoot.lazyfs.stores import Store
+
+__all__ = ["Converted", "Converter", "attach", "convert", "manifest_of", "unpack"]
+
+_INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
+_PIECE = 1 << 20
+_ARCHIVE = "application/vnd.oci.image.layer.v1.tar"
+#: Layers by the ending of their media type, and what unpacks them.
+_GZIP, _ZSTD, _PLAIN = ("gzip",), ("zstd",), ("tar", "layer.v1.tar")
+#: Settings that the bytes depend on. Times and names come from the layer alone.
+_OPTIONS = (
+    *("--tar=f", "--aufs", "--quiet", "--mkfs-time", "-T0", "-Uclear", "-b4096"),
+    *("-zlz4hc,level=9", "-C65536", "-Ededupe"),
+)
+
+
+@dataclass(frozen=True)
+class Converter:
+    """What converts one layer.
+
+    Attributes:
+        tree: Root with `mkfs.erofs` and `zstd` (image `converter`).
+        version: Of these programs and of this code: layers are converted once for each.
+    """
+
+    tree: Path
+    version: str
+
+    def command(self, work: Path, *argv: str) -> list[str]:
+        """Return a command line that runs a program of the tree, with `work` as its /mnt."""
+        return [
+            *("bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", str(self.tree), "/"),
+            *("--bind", str(work), "/mnt", "--dev", "/dev", "--proc", "/proc"),
+            *("--chdir", "/mnt", "--setenv", "TMPDIR", "/mnt", "--setenv", "TZ", "UTC"),
+            *argv,
+        ]
+
+    @property
+    def settings(self) -> str:
+        """What the bytes of a sector image depend on, beside the layer."""
+        return f"{self.version} {' '.join(_OPTIONS)}"
+
+
+@dataclass(frozen=True)
+class _Layer(Descriptor):
+    """A layer, and what it must unpack to (its diff ID)."""
+
+    unpacked: str
+
+
+@dataclass(frozen=True)
+class Converted:
+    """An image's lazy form, and where its pieces are.
+
+    Attributes:
+        artifact: The lazy form.
+        blobs: Files with sector images and tables, by digest.
+        fresh: How many layers were converted now; the others had been before.
+    """
+
+    artifact: Artifact
+    blobs: Mapping[str, Path]
+    fresh: int
+
+
+def manifest_of(store: Store, wanted: str, platform: str) -> tuple[bytes, str]:
+    """Return an image's manifest and media type; of several platforms, that of one.
+
+    Args:
+        store: Where it is.
+        wanted: Tag or digest.
+        platform: `os/architecture`.
+
+    Raises:
+        FleetfootError: There is none, or not for this platform.
+    """
+    data, kind = store.manifest(wanted)
+    if kind not in _INDEXES:
+        return data, kind
+    listed = json.loads(data)["manifests"]
+    named = {
+        "{os}/{architecture}".format(**each["platform"]): each
+        for each in listed
+        if {"os", "architecture"} <= set(each.get("platform", {}))
+    }
+    if platform not in named:
+        raise FleetfootError(
+            f"{store} has {wanted} for {', '.join(sorted(named)) or 'no platform'}, not {platform}",
+            "nothing was converted",
+            "choose another with --platform",
+        )
+    return store.manifest(Descriptor.parse(named[platform]).digest)
+
+
+def convert(
+    store: Store,
+    manifest: bytes,
+    kind: str,
+    *,
+    converter: Converter,
+    cache: Path,
+    progress: Callable[[str], None],
+) -> Converted:
+    """Convert an image's layers.
+
+    Layers are kept in the cache by digest; one that is there is not converted again, and a killed
+    run leaves only whole ones.
+
+    Args:
+        store: Where the image is.
+        manifest: Its manifest.
+        kind: The manifest's media type.
+        converter: What converts.
+        cache: Where converted layers are kept.
+        progress: Takes one line at a time for a person to follow.
+
+    Raises:
+        FleetfootError: A layer is damaged, of an unknown kind, or cannot be converted.
+    """
+    layers = layers_of(manifest)
+    config = json.loads(store.blob(Descriptor.parse(json.loads(manifest)["config"]).digest))
+    unpacked = config.get("rootfs", {}).get("diff_ids", [])
+    if len(unpacked) != len(layers) or not layers:
+        raise FleetfootError(
+            f"the image has {len(layers)} layers, its configuration names {len(unpacked)}",
+            "nothing was converted",
+            "build the image again",
+        )
+    home = cache / "layers"
+    home.mkdir(parents=True, exist_ok=True)
+    below, done, blobs, fresh = Tree(), dict[str, LazyLayer](), dict[str, Path](), 0
+    for number, (packed, plain) in enumerate(zip(layers, unpacked, strict=True), 1):
+        layer = _Layer(packed.kind, packed.digest, packed.size, plain)
+        name = f"layer {number} of {len(layers)}, {layer.size / 2**20:.1f} MiB"
+        with _alone(home, layer.digest):
+            found = _kept(home, layer, below, converter)
+            if found is None:
+                progress(f"{name}: converting")
+                found = _convert(store, layer, below, converter, home)
+                fresh += 1
+            else:
+                progress(f"{name}: converted before")
+        table = Table.parse((found / "table").read_bytes())
+        lazy = LazyLayer.of(layer.digest, table)
+        blobs[lazy.image.digest] = found / "image"
+        blobs[lazy.table.digest] = found / "table"
+        done.setdefault(layer.digest, lazy)
+        below.add(_entries(json.loads((found / "entries.json").read_text())["entries"]))
+    subject = Descriptor.of(kind, manifest)
+    return Converted(Artifact(subject, tuple(done.values()), converter.settings), blobs, fresh)
+
+
+def unpack(
+    store: Store, manifest: bytes, folder: Path, tag: str, converter: Converter
+) -> list[Descriptor]:
+    """Write an OCI layout with one image of a store, its layers not compressed.
+
+    Args:
+        store: Where the image is.
+        manifest: Its manifest.
+        folder: Folder to make.
+        tag: Name of the image there.
+        converter: Its programs unpack.
+
+    Returns:
+        The image's layers as they are in the store.
+
+    Raises:
+        FleetfootError: A blob is damaged or missing.
+    """
+    blobs = folder / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    plain, layers = json.loads(manifest), layers_of(manifest)
+    config = store.blob(Descriptor.parse(plain["config"]).digest)
+    plain["layers"] = []
+    for layer in layers:
+        packed, archive = folder / "packed", folder / "archive"
+        _fetch(store, layer, packed)
+        with _unpacked(layer.kind, packed, converter, folder) as source, archive.open("wb") as to:
+            while piece := source.read(_PIECE):
+                to.write(piece)
+        packed.unlink()
+        digest, size = source.hexdigest(), archive.stat().st_size
+        archive.rename(blobs / digest[7:])
+        plain["layers"].append(Descriptor(_ARCHIVE, digest, size).plain())
+    for data in (config, changed := json.dumps(plain).encode()):
+        (blobs / Descriptor.of("", data).digest[7:]).write_bytes(data)
+    tagged = {**Descriptor.of(MANIFEST, changed).plain(), "annotations": {REF_NAME: tag}}
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [tagged]}))
+    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    return layers
+
+
+def _convert(store: Store, layer: _Layer, below: Tree, converter: Converter, home: Path) -> Path:
+    work = Path(tempfile.mkdtemp(prefix=f".{layer.digest[7:19]}-", dir=home))
+    try:
+        packed = work / "layer"
+        _fetch(store, layer, packed)
+        rewriter = Rewriter(below.folders)
+        _make(rewriter, layer, packed, converter, work)
+        packed.unlink()
+        with (work / "image").open("rb") as image:
+            table = Table.of(image, bytes.fromhex(layer.digest[7:]))
+        (work / "table").write_bytes(table.dump())
+        kept = {"entries": _plain(rewriter.entries), "implied": _plain(rewriter.implied)}
+        (work / "entries.json").write_text(json.dumps(kept))
+        final = home / _name(layer, converter, kept["implied"])
+        work.rename(final)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return final
+
+
+def _make(
+    rewriter: Rewriter, layer: _Layer, packed: Path, converter: Converter, work: Path
+) -> None:
+    argv = converter.command(work, "mkfs.erofs", *_OPTIONS, "image")
+    with (
+        (work / "said").open("w+b") as said,
+        _unpacked(layer.kind, packed, converter, work) as source,
+        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=said, stderr=said) as process,
+    ):
+        assert process.stdin  # noqa: S101  # for mypy: it was asked for
+        try:
+            with contextlib.suppress(BrokenPipeError):  # what it says then is told below
+                rewriter.write(source, process.stdin.write)
+                process.stdin.close()
+        except BaseException:
+            process.kill()
+            raise
+        if process.wait():
+            said.seek(0)
+            told = said.read().decode(errors="replace")[-500:]
+            raise FleetfootError(
+                f"mkfs.erofs failed on {layer.digest}: {told}",
+                "the image has no lazy form; nodes pull it as ever",
+            )
+        (work / "said").unlink()
+        if source.hexdigest() != layer.unpacked:
+            raise FleetfootError(
+                f"{layer.digest} unpacks to {source.hexdigest()}, the image says {layer.unpacked}",
+                "nothing was converted",
+                "copy or build the image again",
+            )
+
+
+class _Readable(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class _Hashed:
+    """A stream to read, with the digest of what was read."""
+
+    def __init__(self, stream: _Readable) -> None:
+        self._stream, self._digest = stream, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self._digest.update(data)
+        return data
+
+    def hexdigest(self) -> str:
+        return hex_digest(self._digest.digest())
+
+
+@contextlib.contextmanager
+def _unpacked(kind: str, packed: Path, converter: Converter, work: Path) -> Iterator[Any]:
+    # `application/vnd.oci.image.layer.v1.tar+gzip`, `...rootfs.diff.tar.gzip`, `...layer.v1.tar`
+    ending = kind.replace("+", ".").rpartition(".")[2]
+    if ending in _PLAIN:
+        with packed.open("rb") as stream:
+            yield _Hashed(stream)
+    elif ending in _GZIP:
+        with gzip.open(packed) as unpacked:
+            yield _Hashed(unpacked)
+    elif ending in _ZSTD:
+        argv = converter.command(work, "zstd", "--decompress", "--stdout", "--quiet", packed.name)
+        with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+            assert process.stdout  # noqa: S101  # for mypy: it was asked for
+            yield _Hashed(process.stdout)
+    else:
+        raise FleetfootError(
+            f"a layer is {kind}, which is neither a plain, a gzip nor a zstd archive",
+            "the image has no lazy form; nodes pull it as ever",
+        )
+
+
+def _fetch(store: Store, layer: Descriptor, target: Path) -> None:
+    digest, size = hashlib.sha256(), 0
+    with store.open(layer.digest) as source, target.open("wb") as copy:
+        while piece := source.read(_PIECE):
+            digest.update(piece)
+            size += len(piece)
+            copy.write(piece)
+    if (found := hex_digest(digest.digest())) != layer.digest or size != layer.size:
+        raise FleetfootError(
+            f"what {store} has as {layer.digest} ({layer.size} bytes) is {found} ({size} bytes)",
+            "nothing was converted",
+            "copy or build the image again",
+        )
+
+
+def _kept(home: Path, layer: Descriptor, below: Tree, converter: Converter) -> Path | None:
+    """Return the converted layer, if there is one that was made over the same folders."""
+    for folder in sorted(home.glob(f"{layer.digest[7:]}-*")):
+        implied = json.loads((folder / "entries.json").read_text())["implied"]
+        over = {path: below.folders.get(path) or Directory() for path in implied}
+        if folder.name == _name(layer, converter, _plain(over)):
+            return folder
+    return None
+
+
+def _name(layer: Descriptor, converter: Converter, implied: Any) -> str:
+    made = json.dumps([converter.settings, implied], sort_keys=True)
+    return f"{layer.digest[7:]}-{hashlib.sha256(made.encode()).hexdigest()[:12]}"
+
+
+def _plain(entries: Mapping[str, Directory | None]) -> dict[str, Any]:
+    return {path: asdict(each) if each else None for path, each in entries.items()}
+
+
+def _entries(plain: Mapping[str, Any]) -> dict[str, Directory | None]:
+    return {
+        path: None
+        if each is None
+        else Directory(**{**each, "xattrs": tuple((k, v) for k, v in each["xattrs"])})
+        for path, each in plain.items()
+    }
+
+
+@contextlib.contextmanager
+def _alone(home: Path, digest: str) -> Iterator[None]:
+    """Let one process convert a layer; others wait and find it."""
+    with (home / f".{digest[7:]}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def attach(store: Store, converted: Converted) -> bool:
+    """Keep a lazy form beside its image; return whether that changed anything."""
+    artifact = converted.artifact
+    with contextlib.suppress(FleetfootError):  # what is not usable is replaced
+        if artifact_of(store, artifact.subject.digest) == artifact:
+            return False
+    store.attach(artifact, converted.blobs)
+    return True

@@ -1,0 +1,267 @@
+"""A layer's archive, rewritten so that every reader of archives understands it the same way.
+
+`mkfs.erofs --tar` (1.8) drops what sparse files hold, reads fractions of seconds as nanoseconds,
+and makes folders that an archive leaves out open to everybody. So each layer is written anew, one
+entry at a time: sparse files in full, times with nine digits, missing folders as containerd would
+make them (pkg/archive/tar.go of containerd 2.4), and nothing outside the root.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any
+
+from fleetfoot.errors import FleetfootError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["OPAQUE", "WHITEOUT", "Directory", "Rewriter", "Tree"]
+
+WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
+_XATTR = "SCHILY.xattr."
+_LINKS = 255  # symbolic links that are followed on the way to one entry, as the kernel does
+_LATEST = (1 << 63) // 10**9  # seconds; later times become the epoch, as for containerd
+_PIECE = 1 << 20
+# Subclasses of HeaderError that typeshed does not have: a block of zeros, and no block.
+_ENDS = {"EOFHeaderError", "EmptyHeaderError"}
+_MODE = 0o7777
+
+
+@dataclass(frozen=True)
+class Directory:
+    """What a folder that an archive leaves out takes over from the layers below.
+
+    Attributes:
+        mode: Permission bits.
+        uid: Owner.
+        gid: Group.
+        mtime: Time of modification, seconds with nine digits of fraction.
+        xattrs: Extended attributes.
+    """
+
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+    mtime: str = "0"
+    xattrs: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass
+class Tree:
+    """What the layers so far have at each path, as far as later layers must know.
+
+    Attributes:
+        folders: By path; None where there is something else, or where it was removed.
+    """
+
+    folders: dict[str, Directory | None] = field(default_factory=dict)
+
+    def add(self, above: Mapping[str, Directory | None]) -> None:
+        """Put a layer's entries over those of the layers so far."""
+        self.folders.update(above)
+
+
+class Rewriter:
+    """Writes one layer's archive anew.
+
+    Attributes:
+        entries: What the layer has, by path: its folders, None for all else that hides a folder.
+        implied: Folders that the archive left out, and what they were made like.
+    """
+
+    def __init__(self, below: Mapping[str, Directory | None]) -> None:
+        self._below = below
+        self._links: dict[str, str] = {}
+        self.entries: dict[str, Directory | None] = {}
+        self.implied: dict[str, Directory] = {}
+
+    def write(self, source: IO[bytes], put: Callable[[bytes], object]) -> None:
+        """Write the archive anew.
+
+        Args:
+            source: The layer, unpacked, read to its end.
+            put: Takes what is written, piece by piece.
+
+        Raises:
+            FleetfootError: The layer is no archive, or has what an image cannot have.
+        """
+        put(_entry("./", tarfile.DIRTYPE, Directory()))
+        try:
+            with tarfile.open(fileobj=source, mode="r|", tarinfo=_Strict) as archive:
+                while (member := archive.next()) is not None:
+                    self._one(archive, member, put)
+                    vars(archive)["members"] = []  # it would keep all of them
+        except (tarfile.TarError, EOFError) as error:
+            raise _refused(str(error)) from error
+        put(bytes(2 * tarfile.BLOCKSIZE))
+        while source.read(_PIECE):  # what stands behind the end belongs to the layer's digest, too
+            pass
+
+    def _one(
+        self, archive: tarfile.TarFile, member: tarfile.TarInfo, put: Callable[[bytes], object]
+    ) -> None:
+        parts = _parts(member.name)
+        if not parts:
+            return  # the root is what the runtime makes it
+        parent = self._resolved(parts[:-1])
+        path = "/".join((*parent, parts[-1]))
+        self._make(parent, put)
+        base = parts[-1]
+        kept = _kept(member)
+        if base == OPAQUE:
+            put(_entry(path, tarfile.REGTYPE, kept))
+            return
+        if base.startswith(WHITEOUT):
+            hidden = base.removeprefix(WHITEOUT)
+            if hidden in {"", ".", ".."}:
+                raise _refused(f"{path!r} would remove what is no entry")
+            self._record("/".join((*parent, hidden)), None)
+            put(_entry(path, tarfile.REGTYPE, kept))
+            return
+        self._write_entry(archive, member, path, kept, put)
+
+    def _write_entry(
+        self,
+        archive: tarfile.TarFile,
+        member: tarfile.TarInfo,
+        path: str,
+        kept: Directory,
+        put: Callable[[bytes], object],
+    ) -> None:
+        if member.isdir():
+            self._record(path, kept)
+            put(_entry(path, tarfile.DIRTYPE, kept))
+        elif member.isreg():  # sparse ones, too
+            self._record(path, None)
+            put(_entry(path, tarfile.REGTYPE, kept, size=member.size))
+            _copy(archive, member, put)
+        elif member.issym():
+            self._record(path, None)
+            self._links[path] = member.linkname
+            # Whatever an archive says of its mode: file systems do not keep another.
+            put(_entry(path, tarfile.SYMTYPE, kept, mode=0o777, linkname=member.linkname))
+        elif member.islnk():
+            named = _parts(member.linkname)
+            target = "/".join((*self._resolved(named[:-1]), *named[-1:]))
+            self._record(path, None)
+            put(_entry(path, tarfile.LNKTYPE, kept, linkname=target))
+        elif member.isdev():
+            self._record(path, None)
+            numbers = {"devmajor": member.devmajor, "devminor": member.devminor}
+            put(_entry(path, member.type, kept, **({} if member.isfifo() else numbers)))
+        else:
+            raise _refused(f"{path!r} is of a type ({member.type!r}) that images do not have")
+
+    def _record(self, path: str, folder: Directory | None) -> None:
+        self._links.pop(path, None)
+        self.entries[path] = folder
+
+    def _make(self, parent: list[str], put: Callable[[bytes], object]) -> None:
+        for length in range(1, len(parent) + 1):
+            path = "/".join(parent[:length])
+            if self.entries.get(path) is None:
+                if path in self.entries:
+                    raise _refused(f"{path!r} is no folder, and {'/'.join(parent)!r} is below it")
+                made = self._below.get(path) or Directory()
+                self.entries[path] = self.implied[path] = made
+                put(_entry(path, tarfile.DIRTYPE, made))
+
+    def _resolved(self, parts: list[str]) -> list[str]:
+        """Follow this layer's own symbolic links, staying below the root."""
+        left, done, followed = list(parts), list[str](), 0
+        while left:
+            name = left.pop(0)
+            if name == "..":
+                done = done[:-1]
+                continue
+            done.append(name)
+            target = self._links.get("/".join(done))
+            if target is None:
+                continue
+            followed += 1
+            if followed > _LINKS:
+                raise _refused(f"{'/'.join(parts)!r} leads through too many symbolic links")
+            done = [] if target.startswith("/") else done[:-1]
+            left = [part for part in target.split("/") if part not in {"", "."}] + left
+        return done
+
+
+class _Strict(tarfile.TarInfo):
+    """An entry; one that cannot be read is an error, and not the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Strict:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ in _ENDS:
+                raise
+            raise _refused(f"its archive is damaged ({error})") from error
+
+
+def _parts(name: str) -> list[str]:
+    """Return the parts of a name below the root; `..` never leads out of it."""
+    parts: list[str] = []
+    for part in name.split("/"):
+        if part == "..":
+            parts = parts[:-1]
+        elif part not in {"", "."}:
+            parts.append(part)
+    return parts
+
+
+def _kept(member: tarfile.TarInfo) -> Directory:
+    xattrs = {
+        key.removeprefix(_XATTR): value
+        for key, value in member.pax_headers.items()
+        if key.startswith(_XATTR)
+    }
+    mtime = member.pax_headers.get("mtime", str(int(member.mtime)))
+    owner = (member.uid, member.gid)
+    return Directory(member.mode & _MODE, *owner, _time(mtime), tuple(sorted(xattrs.items())))
+
+
+def _time(text: str) -> str:
+    """Return a time with nine digits of fraction; the epoch for what cannot be."""
+    whole, _, fraction = text.partition(".")
+    if not whole.isdecimal() or int(whole) > _LATEST:
+        return "0"
+    nanoseconds = f"{fraction:0<9}"[:9]
+    return whole if not nanoseconds.strip("0") else f"{whole}.{nanoseconds}"
+
+
+def _entry(path: str, kind: bytes, like: Directory, **more: Any) -> bytes:
+    info = tarfile.TarInfo(path)
+    info.type, info.mode, info.uid, info.gid = kind, like.mode, like.uid, like.gid
+    for key, value in more.items():
+        setattr(info, key, value)
+    info.pax_headers = {_XATTR + key: value for key, value in like.xattrs}
+    whole, _, fraction = like.mtime.partition(".")
+    info.mtime = int(whole)
+    if fraction:
+        info.pax_headers["mtime"] = like.mtime
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _copy(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, put: Callable[[bytes], object]
+) -> None:
+    content = archive.extractfile(member)
+    left = member.size
+    while left and content is not None:
+        piece = content.read(min(left, _PIECE))
+        if not piece:
+            raise _refused(f"it ends within {member.name!r}")
+        left -= len(piece)
+        put(piece)
+    put(bytes(-member.size % tarfile.BLOCKSIZE))
+
+
+def _refused(why: str) -> FleetfootError:
+    return FleetfootError(
+        f"a layer cannot be converted: {why}",
+        "the image has no lazy form; nodes pull it as ever",
+        "build the image again",
+    )
