@@ -132,7 +132,7 @@ class Table:
         """Return the bytes of a block."""
         return min(self.block, self.length - number * self.block)
 
-    def wrong(self, first: int, data: bytes | memoryview) -> list[int]:
+    def wrong(self, first: int, data: bytes | bytearray | memoryview) -> list[int]:
         """Return which blocks are not what they must be.
 
         Args:

@@ -1,0 +1,99 @@
+"""The table: what follows from a sector image, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs.table import BLOCK, LARGEST, SECTOR, Table
+
+LAYER = hashlib.sha256(b"layer").digest()
+IMAGE = os.urandom(SECTOR + 3 * BLOCK + 5)
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    return Table.of(io.BytesIO(IMAGE), LAYER)
+
+
+def test_every_piece_has_the_digest_of_its_bytes(table: Table) -> None:
+    assert (table.length, table.sector_count, table.block_count) == (len(IMAGE), 2, 68)
+    assert table.image == hashlib.sha256(IMAGE).digest()
+    assert table.sector_digest(1) == hashlib.sha256(IMAGE[SECTOR:]).digest()
+    assert table.block_digest(1) == hashlib.sha256(IMAGE[BLOCK : 2 * BLOCK]).digest()
+    assert table.block_digest(67) == hashlib.sha256(IMAGE[-5:]).digest()
+    assert [table.block_size(n) for n in (0, 66, 67)] == [BLOCK, BLOCK, 5]
+
+
+def test_it_is_read_as_it_was_written(table: Table) -> None:
+    data = table.dump()
+    assert Table.parse(data) == table
+    assert len(data) == Table.size_for(len(IMAGE))
+
+
+@given(offset=st.integers(0, len(IMAGE) - 1), count=st.integers(1, 1 << 21))
+def test_blocks_hold_what_is_asked_for(offset: int, count: int) -> None:
+    table = Table(len(IMAGE), LAYER, b"", b"", b"")
+    count = min(count, len(IMAGE) - offset)
+    blocks = table.blocks_of(offset, count)
+    assert blocks.start * BLOCK <= offset < (blocks.start + 1) * BLOCK
+    assert (blocks.stop - 1) * BLOCK < offset + count <= blocks.stop * BLOCK
+    assert blocks.stop <= table.block_count
+
+
+def test_wrong_blocks_are_named(table: Table) -> None:
+    data = bytearray(IMAGE[2 * BLOCK : 5 * BLOCK])
+    assert table.wrong(2, data) == []
+    data[BLOCK] ^= 1
+    assert table.wrong(2, data) == [3]
+    assert table.wrong(66, IMAGE[66 * BLOCK :]) == []
+
+
+def test_a_changed_image_is_told_by_pieces(table: Table) -> None:
+    assert list(table.check(io.BytesIO(IMAGE))) == []
+    changed = bytearray(IMAGE)
+    changed[SECTOR + BLOCK] ^= 1
+    told = "\n".join(table.check(io.BytesIO(changed)))
+    assert "the sector image is sha256:" in told
+    assert f"1 sectors of {SECTOR} bytes differ from the table: 1" in told
+    assert f"1 blocks of {BLOCK} bytes differ from the table: 65" in told
+    assert f"has {len(IMAGE) - 1} bytes" in "\n".join(table.check(io.BytesIO(IMAGE[:-1])))
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "value", "said"),
+    [
+        (0, "<8s", b"somethin", "does not begin"),
+        (8, "<I", 0, "sectors of 0"),
+        (12, "<I", 1, "blocks of 1 bytes"),
+        (16, "<Q", 0, "a length of 0"),
+        (16, "<Q", LARGEST + 1, f"a length of {LARGEST + 1}"),
+        (16, "<Q", (1 << 64) - 1, "a length of"),
+        (16, "<Q", LARGEST, "follow from its head"),
+    ],
+)
+def test_a_head_that_cannot_be_is_refused(
+    table: Table, offset: int, form: str, value: object, said: str
+) -> None:
+    data = bytearray(table.dump())
+    struct.pack_into(form, data, offset, value)
+    with pytest.raises(FleetfootError, match=said):
+        Table.parse(bytes(data))
+
+
+@pytest.mark.parametrize("cut", [0, 50, -1])
+def test_a_table_that_was_cut_off_is_refused(table: Table, cut: int) -> None:
+    with pytest.raises(FleetfootError, match="it has"):
+        Table.parse(table.dump()[:cut])
+
+
+def test_a_table_with_more_behind_it_is_refused(table: Table) -> None:
+    with pytest.raises(FleetfootError, match="follow from its head"):
+        Table.parse(table.dump() + b"\0")
