@@ -1,0 +1,255 @@
+"""One layer as it is read: from what is here, else from its registry, verified in both cases.
+
+Several threads read at once. A block is fetched once however many wait for it; neighbours that are
+wanted together, or will be, come with one request.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Protocol
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs.distribution import AbsentError, UnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from fleetfoot.lazyfs.node.store import Cache
+    from fleetfoot.lazyfs.table import Table
+
+__all__ = ["Counts", "Layer", "Origin"]
+
+_PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between attempts; the last one again and again
+_READ_AHEAD = 16  # blocks beyond what is wanted, when reads follow each other
+_LARGEST_RUN = 64  # blocks that one request fetches: a sector
+
+
+class Origin(Protocol):
+    """Where a sector image is fetched."""
+
+    def range(self, digest: str, offset: int, count: int) -> bytes:
+        """Return bytes of a blob, unverified."""
+
+
+class Counts(Counter[str]):
+    """What happened, by name; the names are those of the metrics, without their prefix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+
+    def add(self, name: str, amount: float = 1) -> None:
+        """Count something."""
+        with self._lock:
+            self[name] += amount  # type: ignore[assignment]  # seconds are fractions
+
+
+class _Flight:
+    """Blocks that are being fetched, and those that wait for them."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.blocks: dict[int, bytes] = {}
+        self.error: OSError | None = None
+
+
+class Layer:
+    """A layer that is read.
+
+    Args:
+        table: What it must be.
+        cache: What is here of it.
+        origins: Where the rest is, the preferred one first.
+        counts: Where to count what happens.
+        deadline: Seconds for which a read waits for its registry before it fails.
+        log: Takes a line for the journal.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        cache: Cache,
+        origins: Callable[[], Sequence[Origin]],
+        *,
+        counts: Counts,
+        deadline: float,
+        log: Callable[[str], object] = print,
+    ) -> None:
+        self.table, self.cache, self.counts = table, cache, counts
+        self._origins, self._deadline, self._log = origins, deadline, log
+        self._digest = f"sha256:{table.image.hex()}"
+        self._lock = threading.Lock()
+        self._flights: dict[int, _Flight] = {}
+        self._next = -1  # the block behind the last one that was read
+        self.touched: list[int] = []
+        self._seen = bytearray(-(-table.block_count // 8))
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return bytes of the layer.
+
+        Raises:
+            OSError: Its registry was away for longer than the deadline, or has something else.
+        """
+        blocks = self.table.blocks_of(offset, count)
+        self._note(blocks)
+        sequential = blocks.start in {self._next - 1, self._next}
+        self._next = blocks.stop
+        got = self.fetch(blocks, ahead=_READ_AHEAD if sequential else 0)
+        if not got:
+            return self.cache.read(offset, count)
+        size, pieces = self.table.block, []
+        for block in blocks:
+            start = max(offset - block * size, 0)
+            end = min(offset + count - block * size, self.table.block_size(block))
+            if block in got:
+                pieces.append(got[block][start:end])
+            else:
+                pieces.append(self.cache.read(block * size + start, end - start))
+        return b"".join(pieces)
+
+    def fetch(self, blocks: range, *, ahead: int = 0) -> dict[int, bytes]:
+        """Make blocks present; return those that came now.
+
+        Args:
+            blocks: Their numbers.
+            ahead: How many beyond them may come along, if any of them has to be fetched.
+
+        Raises:
+            OSError: As for `read`.
+        """
+        missing = [block for block in blocks if not self._here(block)]
+        if not missing:
+            self.counts.add("blocks_hit", len(blocks))
+            return {}
+        self.counts.add("blocks_missed", len(missing))
+        self.counts.add("blocks_hit", len(blocks) - len(missing))
+        if ahead:
+            beyond = range(blocks.stop, min(blocks.stop + ahead, self.table.block_count))
+            missing += [block for block in beyond if not self._here(block)]
+        mine, others = self._divided(missing)
+        got: dict[int, bytes] = {}
+        for flight, run in mine:
+            try:
+                flight.blocks = self._run(run)
+                got.update(flight.blocks)
+            except OSError as error:
+                flight.error = error
+                if run.start < blocks.stop:
+                    raise
+            finally:
+                self._landed(flight, run)
+        wanted = set(blocks)
+        for block, flight in others.items():
+            if block not in wanted:
+                continue
+            flight.done.wait()
+            if block in flight.blocks:
+                got[block] = flight.blocks[block]
+            elif not self.cache.has(block):
+                raise flight.error or OSError(errno.EIO, "another read of the same block failed")
+        return got
+
+    def missing(self) -> Iterator[int]:
+        """Return numbers of blocks that are not here, ascending."""
+        return (block for block in range(self.table.block_count) if not self._here(block))
+
+    def _here(self, block: int) -> bool:
+        if self.cache.has(block):
+            return True
+        found = self.cache.confirm(block)
+        if found is False:
+            self.counts.add("corrupted_cached")
+            self._log(f"block {block} of {self._digest} is damaged in the cache: fetched again")
+        return bool(found)
+
+    def _divided(
+        self, missing: list[int]
+    ) -> tuple[list[tuple[_Flight, range]], dict[int, _Flight]]:
+        """Divide blocks into runs that this thread fetches, and those that others fetch already."""
+        mine: list[tuple[_Flight, range]] = []
+        others: dict[int, _Flight] = {}
+        with self._lock:
+            for block in missing:
+                if block in self._flights:
+                    others[block] = self._flights[block]
+                    continue
+                if mine and mine[-1][1].stop == block and len(mine[-1][1]) < _LARGEST_RUN:
+                    flight, run = mine.pop()
+                    mine.append((flight, range(run.start, block + 1)))
+                else:
+                    flight = _Flight()
+                    mine.append((flight, range(block, block + 1)))
+                self._flights[block] = flight
+        return mine, others
+
+    def _landed(self, flight: _Flight, run: range) -> None:
+        with self._lock:
+            for block in run:
+                if self._flights.get(block) is flight:
+                    del self._flights[block]
+        flight.done.set()
+
+    def _run(self, run: range) -> dict[int, bytes]:
+        size = self.table.block
+        offset, count = run.start * size, sum(self.table.block_size(block) for block in run)
+        data = self._fetched(run, offset, count)
+        if not self.cache.write(run.start, data):
+            self.counts.add("uncached", len(run))
+        pieces = (data[start : start + size] for start in range(0, count, size))
+        return dict(zip(run, pieces, strict=True))
+
+    def _fetched(self, run: range, offset: int, count: int) -> bytes:
+        """Ask until verified bytes came, or the deadline is over."""
+        begun = time.monotonic()
+        attempt, damaged = 0, 0
+        while True:
+            for origin in self._origins():
+                try:
+                    data = origin.range(self._digest, offset, count)
+                except UnreachableError as error:
+                    self.counts.add("errors_unreachable")
+                    why = str(error)
+                except AbsentError as error:
+                    self.counts.add("errors_absent")
+                    why = str(error)
+                except FleetfootError as error:
+                    self.counts.add("errors_refused")
+                    why = str(error)
+                else:
+                    wrong = self.table.wrong(run.start, data)
+                    if not wrong:
+                        self.counts.add("requests")
+                        self.counts.add("bytes_fetched", count)
+                        self.counts.add("seconds_fetching", time.monotonic() - begun)
+                        return data
+                    damaged += 1
+                    self.counts.add("corrupted_fetched", len(wrong))
+                    why = f"blocks {wrong} of {self._digest} came damaged"
+                    self._log(why)
+            if damaged > 1:
+                raise self._failed(f"{why}, and again when they were fetched once more")
+            waited = time.monotonic() - begun
+            if waited >= self._deadline:
+                raise self._failed(f"{why}; given up after {waited:.0f} s")
+            if attempt == 0:
+                self._log(f"{why}; reads wait for up to {self._deadline:.0f} s")
+            pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
+            time.sleep(min(pause, max(self._deadline - waited, 0)))
+            attempt += 1
+
+    def _failed(self, why: str) -> OSError:
+        self.counts.add("reads_failed")
+        self._log(f"a read fails: {why}")
+        return OSError(errno.EIO, why)
+
+    def _note(self, blocks: range) -> None:
+        """Remember which blocks were read, in the order of their first reads."""
+        for block in blocks:
+            bit = 1 << (block & 7)
+            if not self._seen[block >> 3] & bit:
+                self._seen[block >> 3] |= bit
+                self.touched.append(block)
