@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.images import disk, grub, initrd, kernel, oci, sbom, tree
 from fleetfoot.images.bake import bake
 from fleetfoot.images.definition import Definition, content_key
+from fleetfoot.locks import alone
 from fleetfoot.machines.accel import BESIDE_DISK
 from fleetfoot.paths import PROJECT, size_of
 
@@ -81,7 +81,9 @@ def build(
     final = home / f"{name}-{key}"
     if not final.exists():
         home.mkdir(parents=True, exist_ok=True)
-        with _only_builder(home, name, progress), _disk_full_told(home):
+        waiting = f"{name}: waiting for another build of this image"
+        lock = alone(home / f"{name}.lock", lambda: progress(waiting))
+        with lock, _disk_full_told(home):
             if not final.exists():
                 _build(definition, key, final, artifacts, progress)
     return _image(definition, key, final)
@@ -163,17 +165,6 @@ def _image(definition: Definition, key: str, folder: Path) -> Image:
         manifest=folder / "manifest.txt",
         seed=definition.seed,
     )
-
-
-@contextlib.contextmanager
-def _only_builder(home: Path, name: str, progress: Callable[[str], None]) -> Iterator[None]:
-    with (home / f"{name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(f"{name}: waiting for another build of this image")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fleetfoot.errors import FleetfootError
 from fleetfoot.images import apt
 from fleetfoot.images.definition import content_key
+from fleetfoot.locks import alone
 from fleetfoot.shell import FAMILY, run
 
 if TYPE_CHECKING:
@@ -56,8 +57,11 @@ def install(
     key = content_key([definition.folder], definition.folder)
     kept = home / "trees" / f"{definition.name}-{key}"
     if not kept.exists():
-        progress(f"{definition.name}: installing packages")
-        _mkosi(definition, work, home, progress)
+        # One image at a time: apt's folder of packages is one for all, and is not locked.
+        others = f"{definition.name}: waiting while another image's packages are installed"
+        with alone(home / "packages.lock", lambda: progress(others)):
+            progress(f"{definition.name}: installing packages")
+            _mkosi(definition, work, home, progress)
         kept.parent.mkdir(parents=True, exist_ok=True)
         for old in kept.parent.glob(f"{definition.name}-*"):
             shutil.rmtree(old)

@@ -6,7 +6,6 @@ The programs come from the image `converter`, so the same layer gives the same b
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gzip
 import hashlib
 import json
@@ -23,6 +22,7 @@ from fleetfoot.lazyfs.distribution import INDEX, MANIFEST
 from fleetfoot.lazyfs.layers import Directory, Rewriter, Tree
 from fleetfoot.lazyfs.stores import REF_NAME, artifact_of
 from fleetfoot.lazyfs.table import Table, hex_digest
+from fleetfoot.locks import alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -161,7 +161,7 @@ def convert(
     for number, (packed, plain) in enumerate(zip(layers, unpacked, strict=True), 1):
         layer = _Layer(packed.kind, packed.digest, packed.size, plain)
         name = f"layer {number} of {len(layers)}, {layer.size / 2**20:.1f} MiB"
-        with _alone(home, layer.digest):
+        with alone(home / f".{layer.digest[7:]}.lock"):
             found = _kept(home, layer, below, converter)
             if found is None:
                 progress(f"{name}: converting")
@@ -355,14 +355,6 @@ def _entries(plain: Mapping[str, Any]) -> dict[str, Directory | None]:
         else Directory(**{**each, "xattrs": tuple((k, v) for k, v in each["xattrs"])})
         for path, each in plain.items()
     }
-
-
-@contextlib.contextmanager
-def _alone(home: Path, digest: str) -> Iterator[None]:
-    """Let one process convert a layer; others wait and find it."""
-    with (home / f".{digest[7:]}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def attach(store: Store, converted: Converted) -> bool:

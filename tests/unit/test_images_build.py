@@ -11,6 +11,7 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.images import sbom, tree
 from fleetfoot.images.build import build
 from fleetfoot.images.definition import Definition
+from fleetfoot.locks import alone
 
 CONF = """\
 [Distribution]
@@ -59,6 +60,24 @@ def test_the_same_inputs_give_the_same_packages(small: Definition, tmp_path: Pat
         shutil.rmtree(home / "trees")  # the second one is installed anew, too
     assert "deb\tcatatonit\t" in manifests[0]
     assert manifests[0] == manifests[1]
+
+
+def test_one_image_at_a_time_installs_packages(small: Definition, tmp_path: Path) -> None:
+    # apt's folder of packages is one for all images, and apt is told not to lock it.
+    (work := tmp_path / "work").mkdir()
+    lock, said = alone(tmp_path / "packages.lock"), list[str]()
+
+    def progress(line: str) -> None:
+        said.append(line)
+        if "waiting" in line:
+            lock.__exit__(None, None, None)
+
+    lock.__enter__()
+    tree.install(small, tmp_path / "tree", home=tmp_path, work=work, progress=progress)
+    assert said[:2] == [
+        "small: waiting while another image's packages are installed",
+        "small: installing packages",
+    ]
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(full_disk: Path, tmp_path: Path) -> None:
