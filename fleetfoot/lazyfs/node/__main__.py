@@ -1,0 +1,84 @@
+"""The snapshotter: `python3 -m fleetfoot.lazyfs.node --root FOLDER --address SOCKET ...`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+
+from fleetfoot.lazyfs.node.devices import Devices
+from fleetfoot.lazyfs.node.images import Images
+from fleetfoot.lazyfs.node.service import Service
+from fleetfoot.lazyfs.node.snapshots import Snapshots
+
+_CALLS_AT_ONCE = 8
+_GRACE = 5.0  # seconds for calls that are under way when it ends
+
+
+def main() -> int:
+    """Serve until told to end."""
+    options = _options()
+    os.umask(0o077)
+    options.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    options.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    devices = Devices(
+        options.server,
+        options.run / "devices.json",
+        dead_timeout=options.dead_timeout,
+        log=_log,
+    )
+    snapshots = Snapshots(options.root, volatile=options.volatile)
+    images = Images(options.root, options.certs, _log)
+    service = Service(options.root, snapshots, images, devices, _log)
+    service.restore()
+    threading.Thread(target=devices.watch, daemon=True).start()
+    server = grpc.server(ThreadPoolExecutor(_CALLS_AT_ONCE))
+    server.add_generic_rpc_handlers((service.handlers(),))
+    options.address.unlink(missing_ok=True)
+    server.add_insecure_port(f"unix:{options.address}")  # a socket that root alone may open
+    server.start()
+    _say_ready()
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+    server.stop(_GRACE).wait()
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="fleetfoot-lazy", description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("/var/lib/fleetfoot-lazy"))
+    parser.add_argument("--run", type=Path, default=Path("/run/fleetfoot-lazy"))
+    parser.add_argument(
+        "--address", type=Path, default=Path("/run/fleetfoot-lazy/snapshotter.sock")
+    )
+    parser.add_argument("--server", type=Path, default=Path("/run/fleetfoot-lazy/nbd.sock"))
+    parser.add_argument("--certs", type=Path, default=Path("/etc/containerd/certs.d"))
+    parser.add_argument("--dead-timeout", type=int, default=600)
+    parser.add_argument("--volatile", action="store_true")
+    return parser.parse_args()
+
+
+def _say_ready() -> None:
+    """Tell systemd (sd_notify(3)) that containerd can call."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.connect(address.replace("@", "\0", 1))
+            manager.send(b"READY=1")
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Whether an image is mounted lazily: all of its layers are, or none.
+
+containerd downloads from the first layer on that is not there, with all above it. So the decision
+is one for the image, made when its first layer is asked for, and kept for the others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs.artifact import Artifact, Descriptor, layers_of
+from fleetfoot.lazyfs.distribution import Access, Reference, Repository
+from fleetfoot.lazyfs.node.store import Folder, Place
+from fleetfoot.lazyfs.stores import Remote, artifact_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from fleetfoot.lazyfs.artifact import LazyLayer
+
+__all__ = ["Images"]
+
+_REMEMBERED = 60.0  # seconds that a decision holds: a pull asks for all layers within
+_TABLES_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class _Decision:
+    made: float
+    folders: dict[str, Folder]
+
+
+class Images:
+    """The images that this node was asked for.
+
+    Args:
+        root: The node's folder.
+        certs: Folder with containerd's descriptions of registries.
+        log: Takes a line for the journal.
+    """
+
+    def __init__(self, root: Path, certs: Path, log: Callable[[str], object]) -> None:
+        self._root, self._certs, self._log = root, certs, log
+        self._lock = threading.Lock()
+        self._busy: dict[str, threading.Lock] = {}
+        self._decided: dict[str, _Decision] = {}
+
+    def layer(self, reference: str, manifest: str, layer: str) -> Folder | None:
+        """Return the folder of a layer's sector image, or None where the image has no lazy form.
+
+        Args:
+            reference: Name of the image, as the pod has it.
+            manifest: Digest of its manifest.
+            layer: Digest of the layer.
+        """
+        with self._lock:
+            busy = self._busy.setdefault(manifest, threading.Lock())
+        with busy:
+            decided = self._decided.get(manifest)
+            if decided is None or time.monotonic() - decided.made > _REMEMBERED:
+                decided = _Decision(time.monotonic(), self._decide(reference, manifest))
+                self._decided[manifest] = decided
+        return decided.folders.get(layer)
+
+    def _decide(self, reference: str, manifest: str) -> dict[str, Folder]:
+        try:
+            return self._found(Reference.parse(reference), manifest)
+        except (FleetfootError, OSError, ValueError) as error:
+            self._log(f"{reference} is pulled as ever: {error}")
+            return {}
+
+    def _found(self, reference: Reference, manifest: str) -> dict[str, Folder]:
+        access = Access.of_containerd(self._certs, reference.host)
+        store = Remote(Repository(access, reference.name))
+        artifact = artifact_of(store, manifest)
+        if artifact is None:
+            return {}
+        layers = layers_of(store.manifest(manifest)[0])
+        if not artifact.covers([each.digest for each in layers]):
+            self._log(f"{reference} is pulled as ever: its lazy form lacks layers")
+            return {}
+        place = Place(reference.host, reference.name)
+        wanted = {each.digest for each in layers}
+        lazy = [each for each in artifact.layers if each.layer in wanted]
+        with ThreadPoolExecutor(_TABLES_AT_ONCE) as pool:
+            folders = list(pool.map(lambda each: self._kept(store, each, place), lazy))
+        self._log(f"{reference} is mounted lazily: {len(folders)} layers, {_size(artifact)}")
+        return {each.layer: folder for each, folder in zip(lazy, folders, strict=True)}
+
+    def _kept(self, store: Remote, lazy: LazyLayer, place: Place) -> Folder:
+        folder = Folder.of(self._root, lazy.image.digest.removeprefix("sha256:"))
+        table = store.blob(lazy.table.digest)
+        lazy.table_of(table)
+        folder.add(table, place)
+        return folder
+
+
+def _size(artifact: Artifact) -> str:
+    described: list[Descriptor] = [each.image for each in artifact.layers]
+    return f"{sum(each.size for each in described) / 2**20:.0f} MiB"

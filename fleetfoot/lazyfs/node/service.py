@@ -1,0 +1,238 @@
+"""containerd's snapshots service over gRPC: lazy layers and ordinary ones in one tree."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs.node import api
+from fleetfoot.lazyfs.node.api import ACTIVE, COMMITTED, VIEW, Empty, message
+from fleetfoot.lazyfs.node.devices import unmounted
+from fleetfoot.lazyfs.node.snapshots import Snapshot, SnapshotError
+from fleetfoot.lazyfs.node.store import Folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from fleetfoot.lazyfs.node.devices import Devices
+    from fleetfoot.lazyfs.node.images import Images
+    from fleetfoot.lazyfs.node.snapshots import Snapshots
+
+__all__ = ["Service"]
+
+_TARGET = "containerd.io/snapshot.ref"
+_REFERENCE = "containerd.io/snapshot/cri.image-ref"
+_MANIFEST = "containerd.io/snapshot/cri.manifest-digest"
+_LAYER = "containerd.io/snapshot/cri.layer-digest"
+_LISTED_AT_ONCE = 100
+
+
+class Service:
+    """The service, as containerd calls it.
+
+    Args:
+        root: The node's folder.
+        snapshots: What is known of snapshots.
+        images: Whether images are mounted lazily.
+        devices: Where lazy layers are mounted from.
+        log: Takes a line for the journal.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        snapshots: Snapshots,
+        images: Images,
+        devices: Devices,
+        log: Callable[[str], object],
+    ) -> None:
+        self._root, self._snapshots, self._images = root, snapshots, images
+        self._devices, self._log = devices, log
+        self._lock = threading.Lock()
+
+    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """Return what answers gRPC calls."""
+        methods = {}
+        for name, (request, response, many) in api.METHODS.items():
+            answer = message(response) if response else Empty
+            make = (
+                grpc.unary_stream_rpc_method_handler
+                if many
+                else grpc.unary_unary_rpc_method_handler
+            )
+            methods[name] = make(
+                self._many(getattr(self, name)) if many else self._one(getattr(self, name)),
+                request_deserializer=message(request).FromString,
+                response_serializer=answer.SerializeToString,
+            )
+        return grpc.method_handlers_generic_handler(api.SERVICE, methods)
+
+    def restore(self) -> None:
+        """Mount again what was mounted before the machine was restarted."""
+        for snapshot in self._snapshots.all():
+            if snapshot.image:
+                folder = Folder.of(self._root, snapshot.image)
+                try:
+                    self._devices.mount(folder, self._snapshots.folder(snapshot))
+                except (OSError, FleetfootError) as error:
+                    self._log(f"snapshot {snapshot.key} is not mounted: {error}")
+
+    # The methods of the service, by their names in it.
+
+    def Prepare(self, request: Any) -> Any:  # noqa: N802
+        """Make a snapshot that can be written, or find that it is there already."""
+        target = request.labels.get(_TARGET, "")
+        if target and self._lazily(request, target):
+            raise SnapshotError("ALREADY_EXISTS", f"snapshot {target}: already exists")
+        made = self._snapshots.add(request.key, request.parent, ACTIVE, dict(request.labels))
+        return message("PrepareSnapshotResponse")(mounts=self._mounts(made))
+
+    def View(self, request: Any) -> Any:  # noqa: N802
+        """Make a snapshot that can be read."""
+        made = self._snapshots.add(request.key, request.parent, VIEW, dict(request.labels))
+        return message("ViewSnapshotResponse")(mounts=self._mounts(made))
+
+    def Mounts(self, request: Any) -> Any:  # noqa: N802
+        """Return what is mounted to get at a snapshot."""
+        known = self._snapshots.get(request.key)
+        return message("MountsResponse")(mounts=self._mounts(known))
+
+    def Commit(self, request: Any) -> Any:  # noqa: N802
+        """Make a snapshot one that others can stand on."""
+        self._snapshots.commit(request.name, request.key, dict(request.labels))
+        return Empty()
+
+    def Remove(self, request: Any) -> Any:  # noqa: N802
+        """Forget a snapshot."""
+        gone = self._snapshots.remove(request.key)
+        self._dropped(self._snapshots.folder(gone).parent)
+        return Empty()
+
+    def Stat(self, request: Any) -> Any:  # noqa: N802
+        """Return what is known of a snapshot."""
+        known = self._snapshots.get(request.key)
+        return message("StatSnapshotResponse")(info=_info(known))
+
+    def Update(self, request: Any) -> Any:  # noqa: N802
+        """Change labels of a snapshot: all of them, or those that the mask names."""
+        known = self._snapshots.get(request.info.name)
+        paths = list(request.update_mask.paths)
+        labels: dict[str, str] | None = dict(request.info.labels)
+        if paths and "labels" not in paths:
+            changed = dict(known.labels)
+            for path in paths:
+                name = path.removeprefix("labels.")
+                if name == path:
+                    raise SnapshotError("INVALID_ARGUMENT", f"{path} cannot be changed")
+                if name in request.info.labels:
+                    changed[name] = request.info.labels[name]
+                else:
+                    changed.pop(name, None)
+            labels = changed
+        kept = self._snapshots.update(request.info.name, labels)
+        return message("UpdateSnapshotResponse")(info=_info(kept))
+
+    def List(self, request: Any) -> Iterator[Any]:  # noqa: N802
+        """Return what is known of all snapshots; containerd itself applies filters."""
+        if request.filters:
+            raise SnapshotError("UNIMPLEMENTED", "filters are applied by containerd")
+        known = [_info(each) for each in self._snapshots.all()]
+        for start in range(0, len(known), _LISTED_AT_ONCE):
+            yield message("ListSnapshotsResponse")(info=known[start : start + _LISTED_AT_ONCE])
+
+    def Usage(self, request: Any) -> Any:  # noqa: N802
+        """Return what a snapshot takes on disk: of a lazy one, what was fetched so far."""
+        known = self._snapshots.get(request.key)
+        if known.image:
+            data = Folder.of(self._root, known.image).data
+            size, inodes = (data.stat().st_blocks * 512 if data.exists() else 0), 1
+        else:
+            size, inodes = self._snapshots.usage(known)
+        return message("UsageResponse")(size=size, inodes=inodes)
+
+    def Cleanup(self, _request: Any) -> Any:  # noqa: N802
+        """Remove what belongs to no snapshot."""
+        for folder in self._snapshots.orphans():
+            self._dropped(folder)
+        self._forget_layers()
+        return Empty()
+
+    # How
+
+    def _lazily(self, request: Any, target: str) -> bool:
+        """Mount a layer lazily under the name of what containerd would unpack it to."""
+        labels = dict(request.labels)
+        named = [labels.get(name, "") for name in (_REFERENCE, _MANIFEST, _LAYER)]
+        if not all(named):
+            return False
+        with self._lock:
+            try:
+                self._snapshots.get(target)
+            except SnapshotError:
+                pass
+            else:
+                return True
+            folder = self._images.layer(*named)
+            if folder is None:
+                return False
+            made = self._snapshots.add(
+                target, request.parent, COMMITTED, labels, image=folder.image
+            )
+            try:
+                self._devices.mount(folder, self._snapshots.folder(made))
+            except OSError as error:
+                self._log(f"{named[0]}: {named[2]} is not mounted lazily: {error}")
+                self._snapshots.remove(target)
+                self._dropped(self._snapshots.folder(made).parent)
+                return False
+            return True
+
+    def _mounts(self, snapshot: Snapshot) -> list[Any]:
+        return [
+            message("Mount")(type=each.type, source=each.source, options=each.options)
+            for each in self._snapshots.mounts(snapshot)
+        ]
+
+    def _dropped(self, folder: Path) -> None:
+        if unmounted(folder / "fs"):
+            self._snapshots.drop(folder)
+
+    def _forget_layers(self) -> None:
+        used = {each.image for each in self._snapshots.all()}
+        for folder in Folder.all(self._root):
+            if folder.image not in used:
+                self._devices.release(folder.image)
+                folder.remove()
+
+    def _one(self, method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+        def answer(request: Any, context: grpc.ServicerContext) -> Any:
+            try:
+                return method(request)
+            except SnapshotError as error:
+                context.abort(getattr(grpc.StatusCode, error.code), str(error))
+
+        return answer
+
+    def _many(
+        self, method: Callable[[Any], Iterator[Any]]
+    ) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
+        def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            try:
+                yield from method(request)
+            except SnapshotError as error:
+                context.abort(getattr(grpc.StatusCode, error.code), str(error))
+
+        return answer
+
+
+def _info(snapshot: Snapshot) -> Any:
+    info = message("Info")(
+        name=snapshot.key, parent=snapshot.parent, kind=snapshot.kind, labels=snapshot.labels
+    )
+    for field, seconds in (("created_at", snapshot.created), ("updated_at", snapshot.updated)):
+        getattr(info, field).FromNanoseconds(int(seconds * 10**9))
+    return info
