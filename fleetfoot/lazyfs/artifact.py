@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fleetfoot.errors import FleetfootError
@@ -19,17 +19,21 @@ from fleetfoot.lazyfs.table import LARGEST, Table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["KIND", "Artifact", "Descriptor", "LazyLayer", "layers_of"]
+__all__ = ["CONVERTER", "KIND", "LARGEST_TRACE", "Artifact", "Descriptor", "LazyLayer", "layers_of"]
 
 KIND = "application/vnd.fleetfoot.lazy.v1"
 """Artifact type: how it is found among an image's referrers."""
 _IMAGE_KIND = "application/vnd.fleetfoot.lazy.image.v1.erofs"
 _TABLE_KIND = "application/vnd.fleetfoot.lazy.table.v1"
+_TRACE_KIND = "application/vnd.fleetfoot.lazy.trace.v1+json"
 _LAYER = "io.fleetfoot.lazy.layer"
-_CONVERTER = "io.fleetfoot.lazy.converter"
+CONVERTER = "io.fleetfoot.lazy.converter"
+"""Annotation that says what made a lazy form."""
 # What the specification puts in the place of a configuration that is not needed.
 _EMPTY_KIND, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+LARGEST_TRACE = 1 << 20
+"""Bytes of the largest trace that a node takes."""
 _MOST_LAYERS = 512  # overlayfs has no room for more
 
 
@@ -103,14 +107,13 @@ class LazyLayer:
         """Read this layer's table.
 
         Raises:
-            FleetfootError: It is not the one that is described, or of another layer or image.
+            FleetfootError: It is not the one that is described, or of another sector image.
         """
         if Descriptor.of(_TABLE_KIND, data) != self.table:
             raise _refused(f"the table of {self.layer} is not the one that the artifact names")
         table = Table.parse(data)
-        found = LazyLayer.of(f"sha256:{table.layer.hex()}", table)
-        if found != self:
-            raise _refused(f"the table of {self.layer} is that of another layer or sector image")
+        if LazyLayer.of(self.layer, table) != self:
+            raise _refused(f"the table of {self.layer} is that of another sector image")
         return table
 
 
@@ -122,11 +125,13 @@ class Artifact:
         subject: The image's manifest.
         layers: Lazy forms, in the order of the image's layers, each layer once.
         converter: What made them: programs with versions and settings.
+        trace: Which blocks a start reads, in which order, for nodes to fetch ahead (`trace`).
     """
 
     subject: Descriptor
     layers: tuple[LazyLayer, ...]
     converter: str
+    trace: Descriptor | None = None
 
     def dump(self) -> bytes:
         """Return the manifest, the same for the same content."""
@@ -134,6 +139,8 @@ class Artifact:
         for each in self.layers:
             for described in (each.image, each.table):
                 pieces.append({**described.plain(), "annotations": {_LAYER: each.layer}})
+        if self.trace:
+            pieces.append(self.trace.plain())
         manifest = {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
@@ -141,7 +148,7 @@ class Artifact:
             "config": Descriptor.of(_EMPTY_KIND, EMPTY).plain(),
             "layers": pieces,
             "subject": self.subject.plain(),
-            "annotations": {_CONVERTER: self.converter},
+            "annotations": {CONVERTER: self.converter},
         }
         return json.dumps(manifest, separators=(",", ":"), sort_keys=True).encode()
 
@@ -149,6 +156,12 @@ class Artifact:
     def descriptor(self) -> Descriptor:
         """The artifact's own."""
         return Descriptor.of(MANIFEST, self.dump())
+
+    @property
+    def listed(self) -> dict[str, Any]:
+        """How it stands in a list of what belongs to its subject."""
+        notes = {CONVERTER: self.converter}
+        return {**self.descriptor.plain(), "artifactType": KIND, "annotations": notes}
 
     @classmethod
     def parse(cls, data: bytes) -> Artifact:
@@ -159,32 +172,43 @@ class Artifact:
         """
         try:
             manifest = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _refused("it is no JSON") from error
         if not isinstance(manifest, dict) or manifest.get("artifactType") != KIND:
             raise _refused(f"it is not of the type {KIND}")
         pieces = manifest.get("layers")
-        if not isinstance(pieces, list) or len(pieces) % 2 or len(pieces) > 2 * _MOST_LAYERS:
+        trace = None
+        if isinstance(pieces, list) and len(pieces) % 2:
+            *pieces, last = pieces
+            trace = Descriptor.parse(last)
+            if trace.kind != _TRACE_KIND or trace.size > LARGEST_TRACE:
+                raise _refused(f"it ends with a {trace.kind} of {trace.size} bytes")
+        if not isinstance(pieces, list) or len(pieces) > 2 * _MOST_LAYERS:
             raise _refused("its layers are not pairs of a sector image and a table")
         layers = tuple(
             _pair(image, table) for image, table in zip(pieces[::2], pieces[1::2], strict=True)
         )
         if len({each.layer for each in layers}) != len(layers):
             raise _refused("it names a layer twice")
-        notes = manifest.get("annotations")
-        made = notes.get(_CONVERTER, "") if isinstance(notes, dict) else ""
-        return cls(Descriptor.parse(manifest.get("subject")), layers, str(made))
+        made = str(_notes(manifest).get(CONVERTER, ""))
+        return cls(Descriptor.parse(manifest.get("subject")), layers, made, trace)
+
+    def traced(self, trace: bytes) -> Artifact:
+        """Return this with another trace."""
+        return replace(self, trace=Descriptor.of(_TRACE_KIND, trace))
 
     def covers(self, layers: Sequence[str]) -> bool:
         """Whether every one of these layers has a lazy form."""
         return set(layers) <= {each.layer for each in self.layers}
 
 
+def _notes(piece: Any) -> dict[str, Any]:
+    notes = piece.get("annotations") if isinstance(piece, dict) else None
+    return notes if isinstance(notes, dict) else {}
+
+
 def _pair(image: Any, table: Any) -> LazyLayer:
-    named = [
-        piece.get("annotations", {}).get(_LAYER) if isinstance(piece, dict) else None
-        for piece in (image, table)
-    ]
+    named = [_notes(piece).get(_LAYER) for piece in (image, table)]
     if named[0] != named[1] or not _DIGEST.fullmatch(str(named[0])):
         raise _refused(f"a sector image and a table belong to {named[0]!r} and {named[1]!r}")
     pair = LazyLayer(str(named[0]), Descriptor.parse(image), Descriptor.parse(table))
@@ -203,7 +227,10 @@ def layers_of(manifest: bytes) -> list[Descriptor]:
     Raises:
         FleetfootError: It is no manifest of an image.
     """
-    plain = json.loads(manifest)
+    try:
+        plain = json.loads(manifest)
+    except (ValueError, RecursionError):
+        plain = None
     if not isinstance(plain, dict) or not isinstance(plain.get("layers"), list):
         raise FleetfootError("this is no manifest of an image", "nothing can be converted")
     return [Descriptor.parse(layer) for layer in plain["layers"]]

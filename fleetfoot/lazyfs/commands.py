@@ -91,6 +91,7 @@ def lazy_convert(
         f" {size / 2**20:.1f} MiB beside {packed / 2**20:.1f} MiB;"
         f" {'attached' if changed else 'was attached already'}",
         highlight=False,
+        soft_wrap=True,
     )
     print(made.artifact.descriptor.digest)
 
@@ -180,6 +181,9 @@ def lazy_diff(
     store, wanted = _store(image, stack, authfile, authority)
     manifest, found = _lazy_form(store, wanted, platform)
     forms = {each.layer: each for each in found.layers}
+    wanted_layers = {layer.digest for layer in layers_of(manifest)}
+    if lacking := sorted(wanted_layers - forms.keys()):
+        _tell([f"{digest} has no lazy form" for digest in lacking], "")
     with tempfile.TemporaryDirectory(prefix="diff-", dir=_room()) as folder:
         work = Path(folder)
         layers = unpack(store, manifest, work / "layout", "image", converter())

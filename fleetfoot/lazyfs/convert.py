@@ -6,12 +6,15 @@ The programs come from the image `converter`, so the same layer gives the same b
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import tempfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,10 +39,11 @@ _PIECE = 1 << 20
 _ARCHIVE = "application/vnd.oci.image.layer.v1.tar"
 #: Layers by the ending of their media type, and what unpacks them.
 _GZIP, _ZSTD, _PLAIN = ("gzip",), ("zstd",), ("tar", "layer.v1.tar")
-#: Settings that the bytes depend on. Times and names come from the layer alone.
+#: Settings that the bytes depend on. Times and names come from the layer alone. -Ededupe would save
+#: a little, but 1.8.6 does not end with it on some layers of small files.
 _OPTIONS = (
     *("--tar=f", "--aufs", "--quiet", "--mkfs-time", "-T0", "-Uclear", "-b4096"),
-    *("-zlz4hc,level=9", "-C65536", "-Ededupe"),
+    *("-zlz4hc,level=9", "-C65536"),
 )
 
 
@@ -221,7 +225,10 @@ def unpack(
 
 
 def _convert(store: Store, layer: _Layer, below: Tree, converter: Converter, home: Path) -> Path:
-    work = Path(tempfile.mkdtemp(prefix=f".{layer.digest[7:19]}-", dir=home))
+    prefix = f".{layer.digest[7:]}-"
+    for left in home.glob(f"{prefix}*"):  # of runs that were killed: the layer's lock is ours
+        shutil.rmtree(left)
+    work = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
     try:
         packed = work / "layer"
         _fetch(store, layer, packed)
@@ -229,12 +236,20 @@ def _convert(store: Store, layer: _Layer, below: Tree, converter: Converter, hom
         _make(rewriter, layer, packed, converter, work)
         packed.unlink()
         with (work / "image").open("rb") as image:
-            table = Table.of(image, bytes.fromhex(layer.digest[7:]))
+            table = Table.of(image)
         (work / "table").write_bytes(table.dump())
         kept = {"entries": _plain(rewriter.entries), "implied": _plain(rewriter.implied)}
         (work / "entries.json").write_text(json.dumps(kept))
         final = home / _name(layer, converter, kept["implied"])
         work.rename(final)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise FleetfootError(
+            f"the disk that holds {home} is full",
+            "the image has no lazy form; nothing of the layer was left behind",
+            f"free at least {4 * layer.size >> 20} MiB, or point FLEETFOOT_CACHE to another disk",
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return final
@@ -260,6 +275,8 @@ def _make(
         if process.wait():
             said.seek(0)
             told = said.read().decode(errors="replace")[-500:]
+            if os.strerror(errno.ENOSPC) in told:
+                raise OSError(errno.ENOSPC, told)
             raise FleetfootError(
                 f"mkfs.erofs failed on {layer.digest}: {told}",
                 "the image has no lazy form; nodes pull it as ever",
@@ -300,18 +317,31 @@ def _unpacked(kind: str, packed: Path, converter: Converter, work: Path) -> Iter
         with packed.open("rb") as stream:
             yield _Hashed(stream)
     elif ending in _GZIP:
-        with gzip.open(packed) as unpacked:
+        with gzip.open(packed) as unpacked, _damage_told():
             yield _Hashed(unpacked)
     elif ending in _ZSTD:
         argv = converter.command(work, "zstd", "--decompress", "--stdout", "--quiet", packed.name)
         with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
             assert process.stdout  # noqa: S101  # for mypy: it was asked for
             yield _Hashed(process.stdout)
+            # What it could not unpack is missing, and so the digest is another.
     else:
         raise FleetfootError(
             f"a layer is {kind}, which is neither a plain, a gzip nor a zstd archive",
             "the image has no lazy form; nodes pull it as ever",
         )
+
+
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    try:
+        yield
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise FleetfootError(
+            f"a layer cannot be unpacked: {error}",
+            "nothing was converted",
+            "copy or build the image again",
+        ) from error
 
 
 def _fetch(store: Store, layer: Descriptor, target: Path) -> None:

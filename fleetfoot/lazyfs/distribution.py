@@ -7,7 +7,6 @@ for both.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import http.client
@@ -19,6 +18,7 @@ import ssl
 import threading
 import tomllib
 import urllib.parse
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ __all__ = [
     "Reference",
     "Repository",
     "UnreachableError",
+    "manifests_of",
 ]
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -46,10 +47,18 @@ _DOCKER = (
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
 _LARGEST_MANIFEST = 4 << 20  # bytes; the specification's advice to registries
+_LARGEST_ANSWER = 1 << 20  # bytes of what is neither a manifest nor a blob
 _TIMEOUT = 20.0  # seconds without a byte
+_PAGES = 50  # of a list of referrers
+# How a connection ends that was kept for too long.
+_CLOSED = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 _REDIRECTS = 5
 _REDIRECTED = (301, 302, 303, 307, 308)
-_UNAUTHORIZED, _NOT_FOUND, _TOO_MANY, _FAILED = 401, 404, 429, 500
+_OK, _PARTIAL, _UNAUTHORIZED, _NOT_FOUND, _TOO_MANY, _FAILED = 200, 206, 401, 404, 429, 500
+_TAKEN = {200, 201, 202, 204, 206}
+_NO_API = {400, 404, 405}  # how registries before the referrers API answer it
+_SAID = 300  # bytes of an answer that a message repeats
+_READ_ON = 64 << 10  # bytes that are read on to keep a connection, instead of closing it
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _REFERENCE = re.compile(
     r"(?P<host>[A-Za-z0-9.-]+(:[0-9]+)?)/(?P<name>[a-z0-9]+([._/-]+[a-z0-9]+)*)"
@@ -186,19 +195,22 @@ class Answer:
 class Repository:
     """One repository of a registry. Threads may share it; each request has its own connection."""
 
-    def __init__(self, access: Access, name: str) -> None:
-        self._access, self._name = access, name
+    def __init__(self, access: Access, name: str, *, timeout: float = _TIMEOUT) -> None:
+        self._access, self._name, self._timeout = access, name, timeout
         self._authorization = access.authorization()
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
+        weakref.finalize(self, _close, self._idle)
         split = urllib.parse.urlsplit(access.url)
         if split.scheme not in {"https", "http"} or not split.netloc:
             raise FleetfootError(f"{access.url!r} is no address of a registry", "it is not asked")
         self._origin = (split.scheme, split.netloc)
         self._context: ssl.SSLContext | None = None
         if split.scheme == "https":
-            authority = str(access.authority) if access.authority else None
-            self._context = ssl.create_default_context(cafile=authority)
+            # The system's authorities, too: a registry may send its clients to others.
+            self._context = ssl.create_default_context()
+            if access.authority:
+                self._context.load_verify_locations(str(access.authority))
 
     # What is asked
 
@@ -209,10 +221,9 @@ class Repository:
             AbsentError: There is none.
             FleetfootError: It is not what its digest says, or the registry refuses.
         """
-        accept = ", ".join((MANIFEST, INDEX, *_DOCKER))
-        answer = self._found(self._ask("GET", f"manifests/{wanted}", {"Accept": accept}), wanted)
-        if len(answer.body) > _LARGEST_MANIFEST:
-            raise FleetfootError(f"{self}@{wanted} has {len(answer.body)} bytes", "it is not read")
+        accept = {"Accept": ", ".join((MANIFEST, INDEX, *_DOCKER))}
+        asked = self._ask("GET", f"manifests/{wanted}", accept, largest=_LARGEST_MANIFEST)
+        answer = self._found(asked, wanted)
         digest = "sha256:" + hashlib.sha256(answer.body).hexdigest()
         if _DIGEST.fullmatch(wanted) and digest != wanted:
             raise FleetfootError(f"{self}: what came for {wanted} is {digest}", "it is not used")
@@ -223,18 +234,21 @@ class Repository:
 
         Asks the referrers API and, where the registry has none, the tag that stands in for it.
         """
-        answer = self._ask("GET", f"referrers/{digest}?artifactType={kind}", {"Accept": INDEX})
-        body = answer.body
-        is_index = answer.header.get("content-type", "").split(";")[0] == INDEX
-        if answer.status == _NOT_FOUND or not is_index:
-            try:
-                body, _ = self.manifest(digest.replace(":", "-"))
-            except AbsentError:
-                return []
-        elif answer.status >= 300:  # noqa: PLR2004  # all that is no success
-            self._found(answer, digest)
-        listed = json.loads(body).get("manifests", [])
-        return [each for each in listed if each.get("artifactType") == kind]
+        page, listed = f"referrers/{digest}?artifactType={kind}", list[dict[str, Any]]()
+        for _ in range(_PAGES):
+            answer = self._ask("GET", page, {"Accept": INDEX}, largest=_LARGEST_MANIFEST)
+            is_index = answer.header.get("content-type", "").split(";")[0] == INDEX
+            if answer.status in _NO_API or (answer.status == _OK and not is_index):
+                try:
+                    return _of(kind, self.manifest(digest.replace(":", "-"))[0])
+                except AbsentError:
+                    return []
+            listed += _of(kind, self._found(answer, digest).body)
+            more = re.match(r'<([^>]+)>; *rel="?next"?', answer.header.get("link", ""))
+            if not more:
+                return listed
+            page = more[1]
+        raise FleetfootError(f"{self} lists no end of what belongs to {digest}", "it is not used")
 
     def blob(self, digest: str, largest: int) -> bytes:
         """Return a whole blob of at most `largest` bytes, verified.
@@ -243,8 +257,8 @@ class Repository:
             AbsentError: There is none.
             FleetfootError: It is larger, or not what its digest says.
         """
-        data = self._found(self._ask("GET", f"blobs/{digest}", {}), digest).body
-        if len(data) > largest or "sha256:" + hashlib.sha256(data).hexdigest() != digest:
+        data = self._found(self._ask("GET", f"blobs/{digest}", {}, largest=largest), digest).body
+        if "sha256:" + hashlib.sha256(data).hexdigest() != digest:
             raise FleetfootError(f"{self}: what came for {digest} is not that", "it is not used")
         return data
 
@@ -256,8 +270,8 @@ class Repository:
             FleetfootError: It gave something else, or refuses.
         """
         wanted = {"Range": f"bytes={offset}-{offset + count - 1}"}
-        answer = self._found(self._ask("GET", f"blobs/{digest}", wanted), digest)
-        if len(answer.body) != count:
+        answer = self._found(self._ask("GET", f"blobs/{digest}", wanted, largest=count), digest)
+        if answer.status != _PARTIAL or len(answer.body) != count:
             raise FleetfootError(
                 f"{self}: {len(answer.body)} bytes came for {count} of {digest}",
                 "they are not used",
@@ -268,15 +282,16 @@ class Repository:
     def stream(self, digest: str) -> Iterator[http.client.HTTPResponse]:
         """Open a blob to read it piece by piece, unverified."""
         with self._open("GET", f"blobs/{digest}", {}) as response:
-            if response.status == _NOT_FOUND:
-                raise AbsentError(f"{self} has no {digest}")
+            if response.status != _OK:
+                said = response.read(_SAID)
+                raise self._refusal(Answer(response.status, {}, said), digest)
             yield response
 
     # What is given
 
     def has(self, digest: str) -> bool:
         """Whether the registry holds a blob."""
-        return self._ask("HEAD", f"blobs/{digest}", {}).status < 300  # noqa: PLR2004
+        return self._ask("HEAD", f"blobs/{digest}", {}).status == _OK
 
     def put_blob(self, content: Path | bytes, digest: str) -> None:
         """Push a blob from a file or from memory, unless it is there.
@@ -299,6 +314,10 @@ class Repository:
             target = urllib.parse.urlunsplit(where._replace(query=query))
             self._taken(self._ask("PUT", target, header, body), digest)
 
+    def remove_manifest(self, digest: str) -> None:
+        """Remove a manifest, where the registry lets us."""
+        self._ask("DELETE", f"manifests/{digest}", {})
+
     def put_manifest(self, body: bytes, name: str, kind: str = MANIFEST) -> Mapping[str, str]:
         """Push a manifest or an index under a tag or its digest; return what the registry said.
 
@@ -314,31 +333,48 @@ class Repository:
         return f"{self._origin[1]}/{self._name}"
 
     def _found(self, answer: Answer, what: str) -> Answer:
-        if answer.status == _NOT_FOUND:
-            raise AbsentError(f"{self} has no {what}")
-        if answer.status >= 300:  # noqa: PLR2004
+        if answer.status not in {_OK, _PARTIAL}:
             raise self._refusal(answer, what)
         return answer
 
     def _taken(self, answer: Answer, what: str) -> Mapping[str, str]:
-        if answer.status >= 300:  # noqa: PLR2004
+        if answer.status not in _TAKEN:
             raise self._refusal(answer, what)
         return answer.header
 
     def _refusal(self, answer: Answer, what: str) -> FleetfootError:
-        said = answer.body[:300].decode(errors="replace").strip()
+        if answer.status == _NOT_FOUND:
+            return AbsentError(f"{self} has no {what}")
+        said = answer.body[:_SAID].decode(errors="replace").strip()
         told = f"{self} answered {answer.status} for {what}: {said}"
         if answer.status >= _FAILED or answer.status == _TOO_MANY:
             return UnreachableError(told)
         return FleetfootError(told)
 
-    def _ask(self, method: str, path: str, header: dict[str, str], body: Any = None) -> Answer:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        header: dict[str, str],
+        body: Any = None,
+        *,
+        largest: int = _LARGEST_ANSWER,
+    ) -> Answer:
         with self._open(method, path, header, body) as response:
+            named = {key.lower(): value for key, value in response.getheaders()}
             try:
-                data = response.read()
+                if response.status not in _TAKEN:
+                    return Answer(response.status, named, response.read(_SAID))
+                data = response.read(largest + 1)
             except (OSError, http.client.HTTPException) as error:
                 raise UnreachableError(f"{self} broke off: {error!r}") from error
-            named = {key.lower(): value for key, value in response.getheaders()}
+            if response.length and len(data) <= largest:
+                raise UnreachableError(f"{self} broke off after {len(data)} bytes")
+            if len(data) > largest:
+                raise FleetfootError(
+                    f"{self} gives more than the {largest} bytes that were asked for ({path})",
+                    "they are not used",
+                )
             return Answer(response.status, named, data)
 
     @contextlib.contextmanager
@@ -385,9 +421,10 @@ class Repository:
                 return connection, connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
-                if kept:
+                if kept and isinstance(error, _CLOSED):
                     _rewind(body)
                     continue
+                self._forget()
                 raise UnreachableError(f"{origin[1]} does not answer: {error!r}") from error
 
     def _connection(self, origin: tuple[str, str]) -> tuple[http.client.HTTPConnection, bool]:
@@ -398,10 +435,15 @@ class Repository:
         if scheme == "https":
             # Elsewhere is where a registry sends its clients: trusted as the registry is.
             context = self._context or ssl.create_default_context()
-            return http.client.HTTPSConnection(host, timeout=_TIMEOUT, context=context), False
+            return http.client.HTTPSConnection(host, timeout=self._timeout, context=context), False
         if origin != self._origin:
             raise FleetfootError(f"{self} sends elsewhere without TLS ({host})", "it is not asked")
-        return http.client.HTTPConnection(host, timeout=_TIMEOUT), False
+        return http.client.HTTPConnection(host, timeout=self._timeout), False
+
+    def _forget(self) -> None:
+        """Close what was kept: a registry that went away took all of it along."""
+        with self._lock:
+            _close(self._idle)
 
     def _give_back(
         self,
@@ -409,9 +451,10 @@ class Repository:
         connection: http.client.HTTPConnection,
         response: http.client.HTTPResponse,
     ) -> None:
-        if not response.isclosed() and response.length is not None and response.length < BLOCK:
+        left = response.length or 0
+        if not response.isclosed() and left < _READ_ON:
             with contextlib.suppress(OSError, http.client.HTTPException):
-                response.read()
+                response.read(left)
         if response.isclosed() and not response.will_close and origin == self._origin:
             with self._lock:
                 self._idle.append(connection)
@@ -436,23 +479,44 @@ class Repository:
         header = {"Authorization": credential} if credential else {}
         connection, response = self._send(origin, "GET", where, header, None)
         try:
-            data = response.read()
+            data = response.read(_LARGEST_ANSWER)
+        except (OSError, http.client.HTTPException) as error:
+            raise UnreachableError(f"{realm.netloc} broke off: {error!r}") from error
         finally:
             connection.close()
-        if response.status >= 300:  # noqa: PLR2004
+        if response.status != _OK:
             raise FleetfootError(f"{realm.netloc} gives no token for {self}: {response.status}")
-        given = json.loads(data)
-        return f"Bearer {given.get('token') or given['access_token']}"
+        try:
+            given = json.loads(data)
+            return f"Bearer {given.get('token') or given['access_token']}"
+        except (ValueError, KeyError, AttributeError) as error:
+            raise FleetfootError(f"{realm.netloc} gives no token for {self}") from error
 
 
-BLOCK = 64 << 10  # bytes that are read on to keep a connection, instead of closing it
+def _close(connections: list[http.client.HTTPConnection]) -> None:
+    while connections:
+        connections.pop().close()
+
+
+def manifests_of(index: bytes) -> list[dict[str, Any]]:
+    """Return what an index lists.
+
+    Raises:
+        FleetfootError: It is none.
+    """
+    try:
+        listed = json.loads(index)["manifests"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        listed = None
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        raise FleetfootError("this is no index of manifests", "it is not used")
+    return listed
+
+
+def _of(kind: str, index: bytes) -> list[dict[str, Any]]:
+    return [each for each in manifests_of(index) if each.get("artifactType") == kind]
 
 
 def _rewind(body: Any) -> None:
     if hasattr(body, "seek"):
         body.seek(0)
-
-
-def basic(user: str, password: str) -> str:
-    """Return the `Authorization` of a name and a password."""
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()

@@ -21,9 +21,12 @@ __all__ = ["OPAQUE", "WHITEOUT", "Directory", "Rewriter", "Tree"]
 
 WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 _XATTR = "SCHILY.xattr."
+# Attributes that overlayfs obeys: what an archive says of them is dropped, as by containerd.
+_ADMIN = "trusted."
 _LINKS = 255  # symbolic links that are followed on the way to one entry, as the kernel does
 _LATEST = (1 << 63) // 10**9  # seconds; later times become the epoch, as for containerd
 _PIECE = 1 << 20
+_LARGEST_DEVICE = 0o7777777  # what an archive has room for
 # Subclasses of HeaderError that typeshed does not have: a block of zeros, and no block.
 _ENDS = {"EOFHeaderError", "EmptyHeaderError"}
 _MODE = 0o7777
@@ -74,6 +77,7 @@ class Rewriter:
     def __init__(self, below: Mapping[str, Directory | None]) -> None:
         self._below = below
         self._links: dict[str, str] = {}
+        self._files: dict[str, Directory] = {}
         self.entries: dict[str, Directory | None] = {}
         self.implied: dict[str, Directory] = {}
 
@@ -89,7 +93,13 @@ class Rewriter:
         """
         put(_entry("./", tarfile.DIRTYPE, Directory()))
         try:
-            with tarfile.open(fileobj=source, mode="r|", tarinfo=_Strict) as archive:
+            with tarfile.open(
+                fileobj=source,
+                mode="r|",
+                tarinfo=_Strict,
+                encoding="utf-8",
+                pax_headers=_Ignored(),
+            ) as archive:
                 while (member := archive.next()) is not None:
                     self._one(archive, member, put)
                     vars(archive)["members"] = []  # it would keep all of them
@@ -135,6 +145,7 @@ class Rewriter:
             put(_entry(path, tarfile.DIRTYPE, kept))
         elif member.isreg():  # sparse ones, too
             self._record(path, None)
+            self._files[path] = kept
             put(_entry(path, tarfile.REGTYPE, kept, size=member.size))
             _copy(archive, member, put)
         elif member.issym():
@@ -146,6 +157,7 @@ class Rewriter:
             named = _parts(member.linkname)
             target = "/".join((*self._resolved(named[:-1]), *named[-1:]))
             self._record(path, None)
+            self._same(path, kept, target)
             put(_entry(path, tarfile.LNKTYPE, kept, linkname=target))
         elif member.isdev():
             self._record(path, None)
@@ -157,6 +169,18 @@ class Rewriter:
     def _record(self, path: str, folder: Directory | None) -> None:
         self._links.pop(path, None)
         self.entries[path] = folder
+
+    def _same(self, path: str, kept: Directory, target: str) -> None:
+        """Refuse another name of a file that changes the file: `mkfs.erofs` would not see it."""
+        first = self._files.get(target)
+        if first is None:
+            return
+        self._files[path] = first
+        known = (first.mode, first.uid, first.gid, first.mtime)
+        if (kept.mode, kept.uid, kept.gid, kept.mtime) != known or not set(kept.xattrs) <= set(
+            first.xattrs
+        ):
+            raise _refused(f"{path!r} and {target!r} are one file with two owners, modes or times")
 
     def _make(self, parent: list[str], put: Callable[[bytes], object]) -> None:
         for length in range(1, len(parent) + 1):
@@ -188,6 +212,13 @@ class Rewriter:
         return done
 
 
+class _Ignored(dict[str, str]):
+    """Settings of an archive for all of its entries: containerd ignores them, too."""
+
+    def __setitem__(self, _key: str, _value: str) -> None:
+        pass
+
+
 class _Strict(tarfile.TarInfo):
     """An entry; one that cannot be read is an error, and not the archive's end."""
 
@@ -216,7 +247,7 @@ def _kept(member: tarfile.TarInfo) -> Directory:
     xattrs = {
         key.removeprefix(_XATTR): value
         for key, value in member.pax_headers.items()
-        if key.startswith(_XATTR)
+        if key.startswith(_XATTR) and not key.startswith(f"{_XATTR}{_ADMIN}")
     }
     mtime = member.pax_headers.get("mtime", str(int(member.mtime)))
     owner = (member.uid, member.gid)
@@ -237,6 +268,8 @@ def _entry(path: str, kind: bytes, like: Directory, **more: Any) -> bytes:
     info.type, info.mode, info.uid, info.gid = kind, like.mode, like.uid, like.gid
     for key, value in more.items():
         setattr(info, key, value)
+    if max(info.devmajor, info.devminor) > _LARGEST_DEVICE:
+        raise _refused(f"{path!r} is a device with the numbers {info.devmajor}, {info.devminor}")
     info.pax_headers = {_XATTR + key: value for key, value in like.xattrs}
     whole, _, fraction = like.mtime.partition(".")
     info.mtime = int(whole)

@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from fleetfoot.errors import FleetfootError
-from fleetfoot.lazyfs.artifact import EMPTY, KIND, Artifact, Descriptor
-from fleetfoot.lazyfs.distribution import INDEX, MANIFEST, AbsentError, Repository
+from fleetfoot.lazyfs.artifact import CONVERTER, EMPTY, KIND, Artifact, Descriptor
+from fleetfoot.lazyfs.distribution import (
+    INDEX,
+    MANIFEST,
+    AbsentError,
+    Repository,
+    manifests_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -61,11 +67,11 @@ def artifact_of(store: Store, digest: str) -> Artifact | None:
     Raises:
         FleetfootError: There is one, and it is not usable.
     """
-    listed = store.referrers(digest)
+    listed = [(_converter(each), Descriptor.parse(each).digest) for each in store.referrers(digest)]
     if not listed:
         return None
-    # Where several are listed, the last one is the one that was attached last.
-    artifact = Artifact.parse(store.manifest(Descriptor.parse(listed[-1]).digest)[0])
+    # Where an earlier one could not be removed, the same one is chosen whoever asks.
+    artifact = Artifact.parse(store.manifest(max(listed)[1])[0])
     if artifact.subject.digest != digest:
         raise FleetfootError(
             f"a lazy form of {artifact.subject.digest} is attached to {digest}",
@@ -73,6 +79,11 @@ def artifact_of(store: Store, digest: str) -> Artifact | None:
             "convert the image again (`fleetfoot lazy convert`)",
         )
     return artifact
+
+
+def _converter(listed: Any) -> str:
+    notes = listed.get("annotations")
+    return str(notes.get(CONVERTER, "")) if isinstance(notes, dict) else ""
 
 
 class Remote:
@@ -106,8 +117,12 @@ class Remote:
             self.repository.put_blob(path, digest)
         self.repository.put_blob(EMPTY, Descriptor.of("", EMPTY).digest)
         mine = artifact.descriptor
+        before = self.referrers(artifact.subject.digest)
         said = self.repository.put_manifest(artifact.dump(), mine.digest)
         if "oci-subject" in said:
+            for each in before:
+                if each["digest"] != mine.digest:
+                    self.repository.remove_manifest(each["digest"])
             return
         # Others may attach theirs meanwhile, and the last to write wins: so it is looked at again.
         for _ in range(_ATTEMPTS):
@@ -129,8 +144,7 @@ class Remote:
             found, _ = self.repository.manifest(tag)
         except AbsentError:
             return []
-        listed: list[dict[str, Any]] = json.loads(found).get("manifests", [])
-        return listed
+        return manifests_of(found)
 
 
 class Layout:
@@ -205,7 +219,7 @@ class Layout:
         index = self._index()
         before = {each["digest"] for each in self.referrers(artifact.subject.digest)}
         others = [each for each in index["manifests"] if each["digest"] not in before]
-        index["manifests"] = [*others, {**artifact.descriptor.plain(), "artifactType": KIND}]
+        index["manifests"] = [*others, artifact.listed]
         with _written(self._folder / "index.json") as part:
             part.write(json.dumps(index, separators=(",", ":")).encode())
 
@@ -225,7 +239,7 @@ def _blob(folder: Path, digest: str) -> Path:
 
 def _listing(listed: list[dict[str, Any]], artifact: Artifact) -> list[dict[str, Any]]:
     """Return what belongs to an image, with this in the place of earlier lazy forms of it."""
-    mine = {**artifact.descriptor.plain(), "artifactType": KIND}
+    mine = artifact.listed
     if mine in listed and sum(each.get("artifactType") == KIND for each in listed) == 1:
         return listed
     others = [each for each in listed if each.get("artifactType") != KIND]

@@ -3,7 +3,8 @@
 A sector image is one layer as an EROFS image. It is read in sectors and, where less will do, in the
 blocks within them. The table names SHA-256 of both, so that whatever arrives is verified before it
 is believed. Pieces have no offsets of their own: all follows from three sizes in the head, so that
-nothing can overlap.
+nothing can overlap. A node knows a sector image by the table's own SHA-256: what is read under that
+name is what the table says, whoever gave it.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ LARGEST = 64 << 30
 """Bytes of the largest sector image that a node takes."""
 
 _MAGIC = b"FFLAZY\x00\x01"
-# Magic and version, sector, block, length, SHA-256 of the layer, SHA-256 of the sector image.
-_HEAD = struct.Struct("<8sIIQ32s32s")
+# Magic and version, sector, block, length, SHA-256 of the sector image.
+_HEAD = struct.Struct("<8sIIQ32s")
 _DIGEST = hashlib.sha256().digest_size
+_NAMED = 5  # pieces that a message names
 
 
 def hex_digest(raw: bytes) -> str:
@@ -44,8 +46,7 @@ class Table:
 
     Attributes:
         length: Bytes of the sector image.
-        layer: SHA-256 of the layer that it was made from, as the image's manifest names it.
-        image: SHA-256 of the whole sector image.
+        image: SHA-256 of the whole sector image: what registries know it by.
         sectors: SHA-256 of each sector, one after the other.
         blocks: SHA-256 of each block, one after the other.
         sector: Bytes of a sector; the last may be shorter.
@@ -53,7 +54,6 @@ class Table:
     """
 
     length: int
-    layer: bytes
     image: bytes
     sectors: bytes
     blocks: bytes
@@ -61,13 +61,8 @@ class Table:
     block: int = BLOCK
 
     @classmethod
-    def of(cls, stream: IO[bytes], layer: bytes) -> Table:
-        """Make the table of a sector image.
-
-        Args:
-            stream: The sector image, read to its end.
-            layer: SHA-256 of the layer it was made from.
-        """
+    def of(cls, stream: IO[bytes]) -> Table:
+        """Make the table of a sector image, which is read to its end."""
         whole, length = hashlib.sha256(), 0
         sectors, blocks = bytearray(), bytearray()
         while sector := stream.read(SECTOR):
@@ -77,7 +72,7 @@ class Table:
             view = memoryview(sector)
             for start in range(0, len(sector), BLOCK):
                 blocks += hashlib.sha256(view[start : start + BLOCK]).digest()
-        return cls(length, layer, whole.digest(), bytes(sectors), bytes(blocks))
+        return cls(length, whole.digest(), bytes(sectors), bytes(blocks))
 
     @classmethod
     def parse(cls, data: bytes) -> Table:
@@ -88,7 +83,7 @@ class Table:
         """
         if len(data) < _HEAD.size:
             raise _refused(f"it has {len(data)} bytes, a head alone has {_HEAD.size}")
-        magic, sector, block, length, layer, image = _HEAD.unpack_from(data)
+        magic, sector, block, length, image = _HEAD.unpack_from(data)
         if magic != _MAGIC:
             raise _refused("it does not begin as one of this version does")
         if (sector, block) != (SECTOR, BLOCK):
@@ -98,7 +93,7 @@ class Table:
         if len(data) != (size := cls.size_for(length)):
             raise _refused(f"it has {len(data)} bytes, and {size} follow from its head")
         ends = _HEAD.size + _DIGEST * _pieces(length, sector)
-        return cls(length, layer, image, data[_HEAD.size : ends], data[ends:], sector, block)
+        return cls(length, image, data[_HEAD.size : ends], data[ends:], sector, block)
 
     @staticmethod
     def size_for(length: int) -> int:
@@ -106,8 +101,8 @@ class Table:
         return _HEAD.size + _DIGEST * (_pieces(length, SECTOR) + _pieces(length, BLOCK))
 
     def dump(self) -> bytes:
-        """Return the table's bytes, the same for the same sector image and layer."""
-        head = _HEAD.pack(_MAGIC, self.sector, self.block, self.length, self.layer, self.image)
+        """Return the table's bytes, the same for the same sector image."""
+        head = _HEAD.pack(_MAGIC, self.sector, self.block, self.length, self.image)
         return head + self.sectors + self.blocks
 
     @property
@@ -153,7 +148,7 @@ class Table:
 
     def check(self, stream: IO[bytes]) -> Iterator[str]:
         """Compare a whole sector image with its table; yield what is wrong, a line each."""
-        found = Table.of(stream, self.layer)
+        found = Table.of(stream)
         if found.length != self.length:
             yield f"the sector image has {found.length} bytes, its table says {self.length}"
         if found.image != self.image:
@@ -164,8 +159,9 @@ class Table:
             piece = [slice(n * _DIGEST, (n + 1) * _DIGEST) for n in range(count)]
             differ = [n for n, part in enumerate(piece) if mine[part] != other[part]]
             if differ:
-                some = ", ".join(map(str, differ[:5])) + (", ..." if len(differ) > 5 else "")  # noqa: PLR2004
-                yield f"{len(differ)} {name} of {size} bytes differ from the table: {some}"
+                some = ", ".join(map(str, differ[:_NAMED]))
+                more = ", ..." if len(differ) > _NAMED else ""
+                yield f"{len(differ)} {name} of {size} bytes differ from the table: {some}{more}"
 
 
 def _pieces(length: int, size: int) -> int:

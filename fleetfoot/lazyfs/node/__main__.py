@@ -15,10 +15,11 @@ import grpc
 
 from fleetfoot.lazyfs.node.devices import Devices
 from fleetfoot.lazyfs.node.images import Images
+from fleetfoot.lazyfs.node.report import Reporter
 from fleetfoot.lazyfs.node.service import Service
 from fleetfoot.lazyfs.node.snapshots import Snapshots
 
-_CALLS_AT_ONCE = 8
+_CALLS_AT_ONCE = 32
 _GRACE = 5.0  # seconds for calls that are under way when it ends
 
 
@@ -28,23 +29,20 @@ def main() -> int:
     os.umask(0o077)
     options.root.mkdir(parents=True, exist_ok=True, mode=0o700)
     options.run.mkdir(parents=True, exist_ok=True, mode=0o700)
-    devices = Devices(
-        options.server,
-        options.run / "devices.json",
-        dead_timeout=options.dead_timeout,
-        log=_log,
-    )
+    devices = Devices(options.server, dead_timeout=options.dead_timeout, log=_log)
     snapshots = Snapshots(options.root, volatile=options.volatile)
-    images = Images(options.root, options.certs, _log)
+    images = Images(options.root, options.certs, options.registry, _log)
     service = Service(options.root, snapshots, images, devices, _log)
-    service.restore()
-    threading.Thread(target=devices.watch, daemon=True).start()
+    reporter = Reporter(options.run, snapshots, devices, _log)
     server = grpc.server(ThreadPoolExecutor(_CALLS_AT_ONCE))
     server.add_generic_rpc_handlers((service.handlers(),))
     options.address.unlink(missing_ok=True)
     server.add_insecure_port(f"unix:{options.address}")  # a socket that root alone may open
     server.start()
     _say_ready()
+    # What a call needs is mounted with it; the rest must not keep other images waiting.
+    for work in (service.restore, reporter.work):
+        threading.Thread(target=work, daemon=True).start()
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -62,6 +60,13 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--server", type=Path, default=Path("/run/fleetfoot-lazy/nbd.sock"))
     parser.add_argument("--certs", type=Path, default=Path("/etc/containerd/certs.d"))
+    parser.add_argument(
+        "--registry",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="whose lazy forms are believed; may be given several times",
+    )
     parser.add_argument("--dead-timeout", type=int, default=600)
     parser.add_argument("--volatile", action="store_true")
     return parser.parse_args()

@@ -1,17 +1,17 @@
 """Sector images as file systems: attached, mounted, and mended when their server was away.
 
 What is complete is mounted from its file, with no daemon in the path. All else is a network block
-device of the kernel, whose reads wait while its server is restarted.
+device of the kernel, whose reads wait while its server is restarted. What is attached is known from
+the kernel alone, so nothing of it can be lost.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
-import os
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleetfoot.lazyfs.node import nbd
@@ -20,15 +20,18 @@ from fleetfoot.lazyfs.node.mounts import mount, mounted, unmount
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
-    from pathlib import Path
 
     from fleetfoot.lazyfs.node.store import Folder
 
-__all__ = ["Devices"]
+__all__ = ["Devices", "unmounted"]
 
-_PAUSE = 0.1  # seconds between attempts to reach the server
+_PAUSES = (0.1, 0.2, 0.5, 1.0)  # seconds between attempts; the last one again and again
 _PATIENCE = 15.0  # seconds that a mount waits for the server
-_FIRST_ERRORS = (errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET, errno.EPIPE)
+_AWAY = (errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET, errno.EPIPE, errno.EAGAIN)
+_OWN = "fleetfoot-lazy:"  # how the kernel is told whose a device is
+#: Milliseconds after which the kernel looks whether a request's connection is still there: what was
+#: on its way when the server died is asked again after that, and not after half a minute.
+_IO_TIMEOUT = "2000"
 
 
 class Devices:
@@ -36,23 +39,21 @@ class Devices:
 
     Args:
         server: Socket of the server of sectors.
-        state: File that remembers devices until the machine is restarted.
         dead_timeout: Seconds for which reads wait for the server.
         log: Takes a line for the journal.
     """
 
-    def __init__(
-        self, server: Path, state: Path, *, dead_timeout: int, log: Callable[[str], object]
-    ) -> None:
-        self._server, self._state = server, state
-        self._dead_timeout, self._log = dead_timeout, log
-        self._lock = threading.RLock()
-        self._numbers: dict[str, int] = json.loads(state.read_text()) if state.exists() else {}
+    def __init__(self, server: Path, *, dead_timeout: int, log: Callable[[str], object]) -> None:
+        self._server, self._dead_timeout, self._log = server, dead_timeout, log
+        self._lock = threading.Lock()
+        self._busy: dict[str, threading.Lock] = {}
+        self._mending: set[str] = set()
+        self._watching = False
 
-    def way(self, image: str) -> str:
-        """Return how a sector image is read: `nbd`, or `file`."""
-        with self._lock:
-            return "nbd" if image in self._numbers else "file"
+    def way(self, target: Path) -> str:
+        """Return what is mounted at a place: `nbd`, `file`, or nothing."""
+        source = mounted().get(target, "")
+        return "nbd" if source.startswith("/dev/nbd") else "file" if source else ""
 
     def mount(self, folder: Folder, target: Path) -> None:
         """Mount a sector image, unless it is mounted there.
@@ -68,80 +69,113 @@ class Devices:
                 mount(str(folder.data), target, "erofs")
                 return
         with self._lock:
-            number = self._numbers.get(folder.image)
-            if number is None or not nbd.is_attached(number):
-                number = self._attach(folder.image)
+            busy = self._busy.setdefault(folder.name, threading.Lock())
+        with busy:
+            number = _attached().get(folder.name)
+            if number is None:
+                number = self._attach(folder.name)
         mount(f"/dev/nbd{number}", target, "erofs")
 
-    def release(self, image: str) -> None:
-        """Take a device away that nothing is mounted from."""
-        with self._lock:
-            number = self._numbers.pop(image, None)
-            self._keep()
-        if number is not None and nbd.is_attached(number):
-            nbd.disconnect(number)
-
-    def mend(self) -> None:
-        """Give every device whose connection died a new one; what has one is left alone."""
-        with self._lock:
-            known = dict(self._numbers)
-        for image, number in known.items():
-            if nbd.is_attached(number):
-                self._reattach(image, number)
+    def release(self, name: str) -> bool:
+        """Take a device away; return False while something is mounted from it."""
+        number = _attached().get(name)
+        if number is None:
+            return True
+        if f"/dev/nbd{number}" in mounted().values():
+            return False
+        nbd.disconnect(number)
+        return True
 
     def watch(self) -> None:
-        """Mend devices when their connections die; does not return."""
-        deaths = nbd.Deaths()
-        self.mend()  # those that died while nobody watched
+        """Mend devices from now on, when their connections die.
+
+        Raises:
+            OSError: This kernel has no network block devices.
+        """
+        with self._lock:
+            if self._watching:
+                return
+            deaths = nbd.Deaths()
+            self._watching = True
+        threading.Thread(target=self._watch, args=(deaths,), daemon=True).start()
+
+    def _watch(self, deaths: nbd.Deaths) -> None:
+        # First those that died while nobody watched. What has a connection drops the new one.
+        self._mend_all()
         while True:
-            number = deaths.wait()
-            with self._lock:
-                image = next((i for i, n in self._numbers.items() if n == number), None)
-            if image is None:
-                continue
-            self._log(f"nbd{number}: its server is away; reads wait")
-            threading.Thread(target=self._mended, args=(image, number), daemon=True).start()
-
-    def _mended(self, image: str, number: int) -> None:
-        until = time.monotonic() + self._dead_timeout
-        while time.monotonic() < until:
             try:
-                self._reattach(image, number)
-            except OSError as error:
-                self._log(f"nbd{number}: {error}")
-                time.sleep(_PAUSE)
+                number = deaths.wait()
+            except OSError as error:  # more deaths at once than the kernel keeps
+                self._log(f"network block devices: {error}")
+                self._mend_all()
                 continue
-            self._log(f"nbd{number}: its server is back")
-            return
+            name = next((name for name, n in _attached().items() if n == number), None)
+            if name is not None:
+                self._log(f"nbd{number}: its server is away; reads wait")
+                self._mend(name)
 
-    def _reattach(self, image: str, number: int) -> None:
-        connection, _ = self._connected(image)
-        with connection:
-            nbd.reattach(number, connection, image)
+    def _mend_all(self) -> None:
+        for name in _attached():
+            self._mend(name)
 
-    def _attach(self, image: str) -> int:
-        connection, export = self._connected(image)
+    def _mend(self, name: str) -> None:
+        with self._lock:
+            if name in self._mending:
+                return
+            self._mending.add(name)
+        threading.Thread(target=self._mended, args=(name,), daemon=True).start()
+
+    def _mended(self, name: str) -> None:
+        attempt = 0
+        try:
+            while (number := _attached().get(name)) is not None:
+                try:
+                    connection, _ = nbd.connect(self._server, name)
+                    with connection:
+                        nbd.reattach(number, connection, _OWN + name)
+                except OSError as error:
+                    pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
+                    attempt += 1
+                    if attempt == len(_PAUSES):
+                        self._log(f"nbd{number}: {error}; tried again until its server is back")
+                    time.sleep(pause)
+                else:
+                    self._log(f"nbd{number} has its server")
+                    return
+        finally:
+            with self._lock:
+                self._mending.discard(name)
+
+    def _attach(self, name: str) -> int:
+        self.watch()
+        connection, export = self._connected(name)
         with connection:
-            number = nbd.attach(connection, export, image, self._dead_timeout)
-        self._numbers[image] = number
-        self._keep()
+            number = nbd.attach(connection, export, _OWN + name, self._dead_timeout)
+        with contextlib.suppress(OSError):
+            Path(f"/sys/block/nbd{number}/queue/io_timeout").write_text(_IO_TIMEOUT)
         return number
 
-    def _connected(self, image: str) -> tuple[socket.socket, nbd.Export]:
-        until = time.monotonic() + _PATIENCE
+    def _connected(self, name: str) -> tuple[socket.socket, nbd.Export]:
+        until, attempt = time.monotonic() + _PATIENCE, 0
         while True:
             try:
-                return nbd.connect(self._server, image)
+                return nbd.connect(self._server, name)
             except OSError as error:
-                if error.errno not in _FIRST_ERRORS or time.monotonic() > until:
+                if error.errno not in _AWAY or time.monotonic() > until:
                     raise
-            time.sleep(_PAUSE)
+            time.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
+            attempt += 1
 
-    def _keep(self) -> None:
-        (part := self._state.with_name(f".{self._state.name}")).write_text(
-            json.dumps(self._numbers)
-        )
-        part.replace(self._state)
+
+def _attached() -> dict[str, int]:
+    """Return our devices: folders' names, and numbers."""
+    found = {}
+    for path in Path("/sys/block").glob("nbd*/backend"):
+        with contextlib.suppress(OSError):
+            backend = path.read_text().strip()
+            if backend.startswith(_OWN):
+                found[backend.removeprefix(_OWN)] = int(path.parent.name.removeprefix("nbd"))
+    return found
 
 
 def unmounted(target: Path) -> bool:
@@ -153,6 +187,4 @@ def unmounted(target: Path) -> bool:
             return False
         if error.errno not in {errno.EINVAL, errno.ENOENT}:  # nothing is mounted there
             raise
-    with contextlib.suppress(OSError):
-        os.rmdir(target)  # noqa: PTH106
     return True

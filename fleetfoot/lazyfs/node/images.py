@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs import trace
 from fleetfoot.lazyfs.artifact import Artifact, Descriptor, layers_of
 from fleetfoot.lazyfs.distribution import Access, Reference, Repository
 from fleetfoot.lazyfs.node.store import Folder, Place
 from fleetfoot.lazyfs.stores import Remote, artifact_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from fleetfoot.lazyfs.artifact import LazyLayer
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Images"]
 
 _REMEMBERED = 60.0  # seconds that a decision holds: a pull asks for all layers within
+_KEPT = 600.0  # seconds that what a pull has prepared is kept without a snapshot
 _TABLES_AT_ONCE = 4
+_TIMEOUT = 5.0  # seconds without a byte until an image is pulled as ever
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,18 @@ class Images:
     Args:
         root: The node's folder.
         certs: Folder with containerd's descriptions of registries.
+        registries: Those whose lazy forms are believed. Nothing ties a lazy form to its image but
+            who may push it: whoever can, says what containers read.
         log: Takes a line for the journal.
     """
 
-    def __init__(self, root: Path, certs: Path, log: Callable[[str], object]) -> None:
+    def __init__(
+        self, root: Path, certs: Path, registries: Collection[str], log: Callable[[str], object]
+    ) -> None:
         self._root, self._certs, self._log = root, certs, log
+        self._registries = set(registries)
         self._lock = threading.Lock()
+        self._wanted: dict[str, float] = {}
         self._busy: dict[str, threading.Lock] = {}
         self._decided: dict[str, _Decision] = {}
 
@@ -59,6 +68,8 @@ class Images:
             manifest: Digest of its manifest.
             layer: Digest of the layer.
         """
+        if reference.partition("/")[0] not in self._registries:
+            return None
         with self._lock:
             busy = self._busy.setdefault(manifest, threading.Lock())
         with busy:
@@ -68,16 +79,21 @@ class Images:
                 self._decided[manifest] = decided
         return decided.folders.get(layer)
 
+    def is_wanted(self, name: str) -> bool:
+        """Whether a pull that is under way may need a folder which no snapshot has yet."""
+        with self._lock:
+            return time.monotonic() - self._wanted.get(name, -_KEPT) < _KEPT
+
     def _decide(self, reference: str, manifest: str) -> dict[str, Folder]:
         try:
             return self._found(Reference.parse(reference), manifest)
-        except (FleetfootError, OSError, ValueError) as error:
-            self._log(f"{reference} is pulled as ever: {error}")
+        except Exception as error:  # whatever it has: the image itself can be pulled
+            self._log(f"{reference} is pulled as ever: {type(error).__name__}: {error}")
             return {}
 
     def _found(self, reference: Reference, manifest: str) -> dict[str, Folder]:
         access = Access.of_containerd(self._certs, reference.host)
-        store = Remote(Repository(access, reference.name))
+        store = Remote(Repository(access, reference.name, timeout=_TIMEOUT))
         artifact = artifact_of(store, manifest)
         if artifact is None:
             return {}
@@ -90,15 +106,37 @@ class Images:
         lazy = [each for each in artifact.layers if each.layer in wanted]
         with ThreadPoolExecutor(_TABLES_AT_ONCE) as pool:
             folders = list(pool.map(lambda each: self._kept(store, each, place), lazy))
+        self._trace(store, artifact)
         self._log(f"{reference} is mounted lazily: {len(folders)} layers, {_size(artifact)}")
         return {each.layer: folder for each, folder in zip(lazy, folders, strict=True)}
 
+    def _trace(self, store: Remote, artifact: Artifact) -> None:
+        """Remember which blocks to fetch ahead; without them an image starts as well, later."""
+        if artifact.trace is None:
+            return
+        try:
+            found = trace.parse(store.blob(artifact.trace.digest))
+            for lazy in artifact.layers:
+                name = _name(lazy)
+                folder = Folder.of(self._root, name)
+                if name in found and folder.path.exists():
+                    folder.set_trace(found[name])
+        except (FleetfootError, OSError) as error:
+            self._log(str(error))
+
     def _kept(self, store: Remote, lazy: LazyLayer, place: Place) -> Folder:
-        folder = Folder.of(self._root, lazy.image.digest.removeprefix("sha256:"))
+        name = _name(lazy)
+        with self._lock:
+            self._wanted[name] = time.monotonic()
+        folder = Folder.of(self._root, name)
         table = store.blob(lazy.table.digest)
         lazy.table_of(table)
         folder.add(table, place)
         return folder
+
+
+def _name(lazy: LazyLayer) -> str:
+    return lazy.table.digest.removeprefix("sha256:")
 
 
 def _size(artifact: Artifact) -> str:

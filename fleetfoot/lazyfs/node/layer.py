@@ -25,6 +25,10 @@ __all__ = ["Counts", "Layer", "Origin"]
 
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between attempts; the last one again and again
 _READ_AHEAD = 16  # blocks beyond what is wanted, when reads follow each other
+_CAUSES: dict[type[FleetfootError], str] = {
+    UnreachableError: "unreachable",
+    AbsentError: "absent",
+}
 _LARGEST_RUN = 64  # blocks that one request fetches: a sector
 
 
@@ -54,7 +58,7 @@ class _Flight:
     def __init__(self) -> None:
         self.done = threading.Event()
         self.blocks: dict[int, bytes] = {}
-        self.error: OSError | None = None
+        self.error: Exception | None = None
 
 
 class Layer:
@@ -84,7 +88,8 @@ class Layer:
         self._digest = f"sha256:{table.image.hex()}"
         self._lock = threading.Lock()
         self._flights: dict[int, _Flight] = {}
-        self._next = -1  # the block behind the last one that was read
+        self._end = -1  # where the last read ended
+        self._first = 0  # all blocks below it are here
         self.touched: list[int] = []
         self._seen = bytearray(-(-table.block_count // 8))
 
@@ -96,8 +101,11 @@ class Layer:
         """
         blocks = self.table.blocks_of(offset, count)
         self._note(blocks)
-        sequential = blocks.start in {self._next - 1, self._next}
-        self._next = blocks.stop
+        sequential = offset == self._end
+        self._end = offset + count
+        here = sum(self._here(block) for block in blocks)
+        self.counts.add("blocks_hit", here)
+        self.counts.add("blocks_missed", len(blocks) - here)
         got = self.fetch(blocks, ahead=_READ_AHEAD if sequential else 0)
         if not got:
             return self.cache.read(offset, count)
@@ -123,24 +131,18 @@ class Layer:
         """
         missing = [block for block in blocks if not self._here(block)]
         if not missing:
-            self.counts.add("blocks_hit", len(blocks))
             return {}
-        self.counts.add("blocks_missed", len(missing))
-        self.counts.add("blocks_hit", len(blocks) - len(missing))
         if ahead:
             beyond = range(blocks.stop, min(blocks.stop + ahead, self.table.block_count))
             missing += [block for block in beyond if not self._here(block)]
         mine, others = self._divided(missing)
         got: dict[int, bytes] = {}
-        for flight, run in mine:
-            try:
-                flight.blocks = self._run(run)
+        try:
+            for flight, run in mine:
+                self._fly(flight, run, needed=run.start < blocks.stop)
                 got.update(flight.blocks)
-            except OSError as error:
-                flight.error = error
-                if run.start < blocks.stop:
-                    raise
-            finally:
+        finally:
+            for flight, run in mine:
                 self._landed(flight, run)
         wanted = set(blocks)
         for block, flight in others.items():
@@ -150,12 +152,26 @@ class Layer:
             if block in flight.blocks:
                 got[block] = flight.blocks[block]
             elif not self.cache.has(block):
-                raise flight.error or OSError(errno.EIO, "another read of the same block failed")
-        return got
+                raise OSError(errno.EIO, f"another read of the same block failed: {flight.error}")
+        return {block: data for block, data in got.items() if block in wanted}
+
+    def _fly(self, flight: _Flight, run: range, *, needed: bool) -> None:
+        try:
+            flight.blocks = self._run(run)
+        except Exception as error:
+            flight.error = error
+            if not needed:
+                return  # it was only to come along
+            if isinstance(error, OSError):
+                raise
+            raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
 
     def missing(self) -> Iterator[int]:
-        """Return numbers of blocks that are not here, ascending."""
-        return (block for block in range(self.table.block_count) if not self._here(block))
+        """Return numbers of blocks that are not here, ascending; verifies those that are."""
+        while self._first < self.table.block_count and self._here(self._first):
+            self._first += 1  # what was seen once is not looked at again
+        rest = range(self._first, self.table.block_count)
+        return (block for block in rest if not self._here(block))
 
     def _here(self, block: int) -> bool:
         if self.cache.has(block):
@@ -174,6 +190,8 @@ class Layer:
         others: dict[int, _Flight] = {}
         with self._lock:
             for block in missing:
+                if self.cache.has(block):  # it came meanwhile
+                    continue
                 if block in self._flights:
                     others[block] = self._flights[block]
                     continue
@@ -204,33 +222,28 @@ class Layer:
 
     def _fetched(self, run: range, offset: int, count: int) -> bytes:
         """Ask until verified bytes came, or the deadline is over."""
-        begun = time.monotonic()
-        attempt, damaged = 0, 0
+        begun, attempt = time.monotonic(), 0
+        damaged: Counter[int] = Counter()
         while True:
-            for origin in self._origins():
+            why = "no repository that has it is known"
+            for number, origin in enumerate(self._known_origins()):
                 try:
                     data = origin.range(self._digest, offset, count)
-                except UnreachableError as error:
-                    self.counts.add("errors_unreachable")
-                    why = str(error)
-                except AbsentError as error:
-                    self.counts.add("errors_absent")
-                    why = str(error)
                 except FleetfootError as error:
-                    self.counts.add("errors_refused")
+                    self.counts.add(f"errors_{_CAUSES.get(type(error), 'refused')}")
                     why = str(error)
-                else:
-                    wrong = self.table.wrong(run.start, data)
-                    if not wrong:
-                        self.counts.add("requests")
-                        self.counts.add("bytes_fetched", count)
-                        self.counts.add("seconds_fetching", time.monotonic() - begun)
-                        return data
-                    damaged += 1
-                    self.counts.add("corrupted_fetched", len(wrong))
-                    why = f"blocks {wrong} of {self._digest} came damaged"
-                    self._log(why)
-            if damaged > 1:
+                    continue
+                wrong = self.table.wrong(run.start, data)
+                if not wrong:
+                    self.counts.add("requests")
+                    self.counts.add("bytes_fetched", count)
+                    self.counts.add("seconds_fetching", time.monotonic() - begun)
+                    return data
+                damaged[number] += 1
+                self.counts.add("corrupted_fetched", len(wrong))
+                why = f"blocks {wrong} of {self._digest} came damaged"
+                self._log(why)
+            if damaged and min(damaged.values()) > 1:
                 raise self._failed(f"{why}, and again when they were fetched once more")
             waited = time.monotonic() - begun
             if waited >= self._deadline:
@@ -240,6 +253,13 @@ class Layer:
             pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
             time.sleep(min(pause, max(self._deadline - waited, 0)))
             attempt += 1
+
+    def _known_origins(self) -> Sequence[Origin]:
+        try:
+            return self._origins()
+        except (OSError, FleetfootError) as error:  # a description that is just being written
+            self._log(str(error))
+            return []
 
     def _failed(self, why: str) -> OSError:
         self.counts.add("reads_failed")

@@ -149,20 +149,28 @@ def disconnect(number: int) -> None:
 
 
 class Deaths:
-    """What the kernel tells of connections that died; a file to wait for and to read."""
+    """What the kernel tells of connections that died."""
 
     def __init__(self) -> None:
         self._kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _GENERIC)
-        self._kernel.bind((0, 0))
-        found = _exchange(
-            self._kernel, _CONTROL_ID, _GET_FAMILY, _attribute(_FAMILY_NAME, b"nbd\0")
-        )
-        groups = [_attributes(each) for each in _attributes(found[_GROUPS]).values()]
-        (group,) = struct.unpack("=I", groups[0][_GROUP_ID])
-        self._kernel.setsockopt(_NETLINK, _ADD_MEMBERSHIP, group)
+        try:
+            self._kernel.bind((0, 0))
+            found = _exchange(
+                self._kernel, _CONTROL_ID, _GET_FAMILY, _attribute(_FAMILY_NAME, b"nbd\0")
+            )
+            groups = [_attributes(each) for each in _attributes(found[_GROUPS]).values()]
+            (group,) = struct.unpack("=I", groups[0][_GROUP_ID])
+            self._kernel.setsockopt(_NETLINK, _ADD_MEMBERSHIP, group)
+        except BaseException:
+            self._kernel.close()
+            raise
 
     def wait(self) -> int:
-        """Wait for a death; return the device's number."""
+        """Wait for a death; return the device's number.
+
+        Raises:
+            OSError: Some were lost, for there were more than the kernel keeps.
+        """
         while True:
             data = self._kernel.recv(_LARGEST)
             body = data[_HEADER.size :]

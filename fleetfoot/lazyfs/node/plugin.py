@@ -1,7 +1,7 @@
 """What nbdkit calls: all layers of a node behind one NBD server.
 
 nbdkit loads this file through its Python plug-in (nbdkit-python-plugin(3)), whose names these are.
-The name of an export is the hex of a sector image's SHA-256. The command line's parameters are the
+The name of an export is that of a layer's folder. The command line's parameters are the
 fields of `Server`: `root`, `certs`, `deadline`, `rate`, `stats`.
 """
 
@@ -58,7 +58,7 @@ def open(_readonly: int) -> Layer:  # noqa: A001  # nbdkit's name
 
 
 def get_size(layer: Layer) -> int:
-    """Return the bytes of the sector image, up to a whole sector of the block device."""
+    """Return the bytes of the sector image, a multiple of the file system's blocks."""
     return layer.table.length
 
 

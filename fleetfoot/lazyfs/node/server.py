@@ -8,16 +8,22 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.distribution import Access, Repository
 from fleetfoot.lazyfs.node.layer import Counts, Layer
-from fleetfoot.lazyfs.node.store import Cache, Folder, Place
+from fleetfoot.lazyfs.node.store import Cache, Folder, Place, keep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Server"]
 
 _PAUSE = 1.0  # seconds between two looks at what is to be done
+_AHEAD = 3  # requests at once that fetch ahead, for the whole node
 _PIECE = 16  # blocks that the background fetches at once: 1 MiB
+_REST = 60.0  # seconds that a layer is left alone which could not be completed
+_TIMEOUT = 10.0  # seconds without a byte until a registry is asked again
 
 
 @dataclass
@@ -29,7 +35,8 @@ class Server:
         certs: Folder with containerd's descriptions of registries.
         deadline: Seconds for which a read waits for its registry.
         rate: Bytes a second that the background fetches; 0 turns it off.
-        stats: File for what happened; none is written where it is None.
+        stats: File for what happened; none is written where it is None. Which blocks were read of a
+            layer stands beside it, in `touched-<name>.json`.
     """
 
     root: Path = Path("/var/lib/fleetfoot-lazy")
@@ -39,91 +46,151 @@ class Server:
     stats: Path | None = None
     counts: Counts = field(default_factory=Counts)
     _layers: dict[str, Layer] = field(default_factory=dict)
-    _repositories: dict[Place, Repository] = field(default_factory=dict)
+    _repositories: dict[Place, tuple[object, Repository]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ahead: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_AHEAD))
+    _resting: dict[str, float] = field(default_factory=dict)
+    _told: dict[str, int] = field(default_factory=dict)
 
-    def layer(self, image: str) -> Layer:
-        """Return a layer by the hex of its sector image.
+    def layer(self, name: str) -> Layer:
+        """Return a layer by its folder's name.
 
         Raises:
             FleetfootError: There is none of that name, or it cannot be used.
         """
         with self._lock:
-            if image not in self._layers:
-                folder = Folder.of(self.root, image)
-                table = folder.table()
-                self._layers[image] = Layer(
-                    table,
-                    Cache(folder, table),
-                    lambda: self._origins(folder),
-                    counts=self.counts,
-                    deadline=self.deadline,
-                    log=_log,
-                )
-            return self._layers[image]
+            known = self._layers.get(name)
+            if known is not None and known.cache.is_current:
+                return known
+            folder = Folder.of(self.root, name)
+            table = folder.table()
+            # One that was removed and came again is another: who still reads the former keeps it.
+            self._layers[name] = layer = Layer(
+                table,
+                Cache(folder, table),
+                lambda: self._origins(folder),
+                counts=self.counts,
+                deadline=self.deadline,
+                log=_log,
+            )
+            todo = iter(folder.trace())
+        for _ in range(_AHEAD):
+            threading.Thread(target=self._fetch_ahead, args=(layer, todo), daemon=True).start()
+        return layer
 
     def names(self) -> list[str]:
         """Return what can be served."""
-        return [folder.image for folder in Folder.all(self.root)]
+        return [folder.name for folder in Folder.all(self.root)]
 
     def work(self) -> None:
         """Complete layers in the background, and say what happened; does not return."""
         while True:
             time.sleep(_PAUSE)
             try:
+                self._forget()
                 self.report()
                 if self.rate:
                     self._complete_something()
-            except (OSError, FleetfootError) as error:
-                _log(f"in the background: {error}")
+            except Exception as error:  # nothing may end what all reads rely on
+                _log(f"in the background: {type(error).__name__}: {error}")
 
     def report(self) -> None:
         """Write what happened so far."""
         if self.stats is None:
             return
-        with self._lock:
-            layers = dict(self._layers)
-        described = {
-            image: {
+        described = {}
+        for name, layer in self._known().items():
+            described[name] = {
                 "blocks": layer.table.block_count,
                 "present": layer.cache.count,
-                "touched": layer.touched,
+                "touched": len(layer.touched),
                 "bytes": layer.table.length,
             }
-            for image, layer in layers.items()
-        }
-        part = self.stats.with_name(f".{self.stats.name}")
-        part.write_text(json.dumps({"counts": self.counts, "layers": described}))
-        part.replace(self.stats)
+            if self._told.get(name) != len(layer.touched):
+                self._told[name] = len(layer.touched)
+                read = json.dumps(layer.touched).encode()
+                keep(self.stats.with_name(f"touched-{name}.json"), read)
+        keep(self.stats, json.dumps({"counts": self.counts, "layers": described}).encode())
+
+    def _known(self) -> dict[str, Layer]:
+        with self._lock:
+            return dict(self._layers)
+
+    def _forget(self) -> None:
+        """Let go what was removed: its files take room for as long as they are open."""
+        for name, layer in self._known().items():
+            if not layer.cache.is_current:
+                with self._lock:
+                    if self._layers.get(name) is layer:
+                        del self._layers[name]
+                self._told.pop(name, None)
+                if self.stats:
+                    self.stats.with_name(f"touched-{name}.json").unlink(missing_ok=True)
 
     def _complete_something(self) -> None:
-        with self._lock:
-            layers = list(self._layers.items())
-        for image, layer in layers:
-            folder = Folder.of(self.root, image)
-            if folder.is_complete or not folder.path.exists():
+        now = time.monotonic()
+        for name, layer in self._known().items():
+            folder = Folder.of(self.root, name)
+            if self._resting.get(name, 0) > now or folder.is_complete:
                 continue
-            begun, fetched = time.monotonic(), 0
-            while (run := _run(layer)) and time.monotonic() - begun < _PAUSE:
-                layer.fetch(run)
-                size = len(run) * layer.table.block
-                fetched += size
-                self.counts.add("bytes_background", size)
-                time.sleep(max(fetched / self.rate - (time.monotonic() - begun), 0))
-            if not run:
+            if not self._complete(layer):
+                self._resting[name] = time.monotonic() + _REST
+            elif next(layer.missing(), None) is None and layer.cache.is_current:
                 folder.mark_complete()
-                _log(f"{image} is complete")
+                _log(f"{name} is complete")
             return
+
+    def _complete(self, layer: Layer) -> bool:
+        """Fetch some of what is missing; return False where that makes no sense for now."""
+        begun, fetched = time.monotonic(), 0
+        while (run := _run(layer)) and time.monotonic() - begun < _PAUSE:
+            try:
+                layer.fetch(run)
+            except OSError as error:
+                _log(f"in the background: {error}")
+                return False
+            if not layer.cache.has(run.start):  # the disk is full
+                return False
+            size = len(run) * layer.table.block
+            fetched += size
+            self.counts.add("bytes_background", size)
+            time.sleep(max(fetched / self.rate - (time.monotonic() - begun), 0))
+        return True
+
+    def _fetch_ahead(self, layer: Layer, todo: Iterator[range]) -> None:
+        """Fetch what a start is known to read; several threads share what is to be done."""
+        while True:
+            with self._lock:
+                run = next(todo, None)
+            if run is None:
+                return
+            known = range(run.start, min(run.stop, layer.table.block_count))
+            try:
+                with self._ahead:
+                    layer.fetch(known)
+                self.counts.add("blocks_ahead", len(known))
+            except OSError as error:
+                _log(f"fetching ahead: {error}")
+                return
 
     def _origins(self, folder: Folder) -> list[Repository]:
         return [self._repository(place) for place in folder.places()]
 
     def _repository(self, place: Place) -> Repository:
+        described = self.certs / place.host
+        stamp = tuple((path.name, path.stat().st_mtime_ns) for path in _files(described))
         with self._lock:
-            if place not in self._repositories:
-                access = Access.of_containerd(self.certs, place.host)
-                self._repositories[place] = Repository(access, place.name)
-            return self._repositories[place]
+            known, repository = self._repositories.get(place, (None, None))
+        if repository is None or known != stamp:
+            access = Access.of_containerd(self.certs, place.host)
+            repository = Repository(access, place.name, timeout=_TIMEOUT)
+            with self._lock:
+                self._repositories[place] = (stamp, repository)
+        return repository
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _run(layer: Layer) -> range:

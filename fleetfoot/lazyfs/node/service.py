@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import threading
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.node import api
 from fleetfoot.lazyfs.node.api import ACTIVE, COMMITTED, VIEW, Empty, message
 from fleetfoot.lazyfs.node.devices import unmounted
@@ -74,12 +75,11 @@ class Service:
     def restore(self) -> None:
         """Mount again what was mounted before the machine was restarted."""
         for snapshot in self._snapshots.all():
-            if snapshot.image:
-                folder = Folder.of(self._root, snapshot.image)
+            if snapshot.layer:
                 try:
-                    self._devices.mount(folder, self._snapshots.folder(snapshot))
-                except (OSError, FleetfootError) as error:
-                    self._log(f"snapshot {snapshot.key} is not mounted: {error}")
+                    self._mounted(snapshot)
+                except SnapshotError as error:
+                    self._log(str(error))
 
     # The methods of the service, by their names in it.
 
@@ -136,10 +136,9 @@ class Service:
         kept = self._snapshots.update(request.info.name, labels)
         return message("UpdateSnapshotResponse")(info=_info(kept))
 
-    def List(self, request: Any) -> Iterator[Any]:  # noqa: N802
-        """Return what is known of all snapshots; containerd itself applies filters."""
-        if request.filters:
-            raise SnapshotError("UNIMPLEMENTED", "filters are applied by containerd")
+    def List(self, _request: Any) -> Iterator[Any]:  # noqa: N802
+        """Return what is known of all snapshots."""
+        # Filters are containerd's own business: it looks at what comes in any case.
         known = [_info(each) for each in self._snapshots.all()]
         for start in range(0, len(known), _LISTED_AT_ONCE):
             yield message("ListSnapshotsResponse")(info=known[start : start + _LISTED_AT_ONCE])
@@ -147,8 +146,8 @@ class Service:
     def Usage(self, request: Any) -> Any:  # noqa: N802
         """Return what a snapshot takes on disk: of a lazy one, what was fetched so far."""
         known = self._snapshots.get(request.key)
-        if known.image:
-            data = Folder.of(self._root, known.image).data
+        if known.layer:
+            data = Folder.of(self._root, known.layer).data
             size, inodes = (data.stat().st_blocks * 512 if data.exists() else 0), 1
         else:
             size, inodes = self._snapshots.usage(known)
@@ -156,9 +155,16 @@ class Service:
 
     def Cleanup(self, _request: Any) -> Any:  # noqa: N802
         """Remove what belongs to no snapshot."""
-        for folder in self._snapshots.orphans():
-            self._dropped(folder)
-        self._forget_layers()
+        with self._lock:
+            for folder in self._snapshots.orphans():
+                self._dropped(folder)
+            used = {each.layer for each in self._snapshots.all()}
+            for layer in Folder.all(self._root):
+                # What a pull has just prepared has no snapshot yet.
+                if layer.name in used or self._images.is_wanted(layer.name):
+                    continue
+                if self._devices.release(layer.name):
+                    layer.remove()
         return Empty()
 
     # How
@@ -169,29 +175,39 @@ class Service:
         named = [labels.get(name, "") for name in (_REFERENCE, _MANIFEST, _LAYER)]
         if not all(named):
             return False
+        # containerd looks for it by label and parent; its name is ours.
+        name = f"{target}/{hashlib.sha256(request.parent.encode()).hexdigest()[:12]}"
+        folder = self._images.layer(*named)
         with self._lock:
-            try:
-                self._snapshots.get(target)
-            except SnapshotError:
-                pass
-            else:
-                return True
-            folder = self._images.layer(*named)
-            if folder is None:
-                return False
-            made = self._snapshots.add(
-                target, request.parent, COMMITTED, labels, image=folder.image
-            )
-            try:
-                self._devices.mount(folder, self._snapshots.folder(made))
-            except OSError as error:
-                self._log(f"{named[0]}: {named[2]} is not mounted lazily: {error}")
-                self._snapshots.remove(target)
-                self._dropped(self._snapshots.folder(made).parent)
-                return False
-            return True
+            known = self._snapshots.find(name)
+            if known is None:
+                if folder is None:
+                    return False
+                known = self._snapshots.add(
+                    name, request.parent, COMMITTED, labels, layer=folder.name
+                )
+        try:
+            self._mounted(known)
+        except SnapshotError as error:
+            self._log(f"{named[0]}: {named[2]} is pulled as ever: {error}")
+            with contextlib.suppress(SnapshotError):  # others stand on it, who wait for it as well
+                self._dropped(self._snapshots.folder(self._snapshots.remove(name)).parent)
+            return False
+        return True
+
+    def _mounted(self, snapshot: Snapshot) -> None:
+        folder = Folder.of(self._root, snapshot.layer)
+        try:
+            self._devices.mount(folder, self._snapshots.folder(snapshot))
+        except OSError as error:
+            told = f"snapshot {snapshot.key} is not mounted: {error}"
+            raise SnapshotError("UNAVAILABLE", told) from error
 
     def _mounts(self, snapshot: Snapshot) -> list[Any]:
+        # A layer that is not there would be an empty folder, and its files missing without a word.
+        for each in (snapshot, *self._snapshots.below(snapshot)):
+            if each.layer:
+                self._mounted(each)
         return [
             message("Mount")(type=each.type, source=each.source, options=each.options)
             for each in self._snapshots.mounts(snapshot)
@@ -201,19 +217,14 @@ class Service:
         if unmounted(folder / "fs"):
             self._snapshots.drop(folder)
 
-    def _forget_layers(self) -> None:
-        used = {each.image for each in self._snapshots.all()}
-        for folder in Folder.all(self._root):
-            if folder.image not in used:
-                self._devices.release(folder.image)
-                folder.remove()
-
     def _one(self, method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
         def answer(request: Any, context: grpc.ServicerContext) -> Any:
             try:
                 return method(request)
             except SnapshotError as error:
                 context.abort(getattr(grpc.StatusCode, error.code), str(error))
+            except OSError as error:
+                context.abort(grpc.StatusCode.INTERNAL, str(error))
 
         return answer
 

@@ -1,6 +1,6 @@
 """Snapshots: what containerd stacks into root file systems, and what is known of each.
 
-`<root>/snapshots/<number>/`: `snapshot.json`, `fs` (content, or where a lazy layer is mounted),
+`<root>/snapshots/<folder>/`: `snapshot.json`, `fs` (content, or where a lazy layer is mounted),
 `work` (overlayfs' own, of snapshots that can be written). A snapshot is there when its file is:
 folders without one are what a killed process left, and `cleanup` removes them.
 """
@@ -13,10 +13,12 @@ import os
 import shutil
 import threading
 import time
+import uuid
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fleetfoot.lazyfs.node.api import ACTIVE, COMMITTED, VIEW
+from fleetfoot.lazyfs.node.store import keep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,6 +28,7 @@ __all__ = ["Mount", "Snapshot", "SnapshotError", "Snapshots"]
 
 _BLOCK = 512  # of st_blocks (stat(2))
 _KNOWN = "snapshot.json"
+_NAME_LENGTH = 12
 
 
 class SnapshotError(Exception):
@@ -54,24 +57,24 @@ class Snapshot:
     """What is known of a snapshot.
 
     Attributes:
-        number: Its folder.
+        folder: Name of its folder, never used twice.
         key: Its name; containerd chooses it.
         parent: Name of the committed snapshot below; empty for the lowest.
         kind: VIEW, ACTIVE or COMMITTED.
         labels: containerd's.
         created: Seconds since the epoch.
         updated: Seconds since the epoch.
-        image: Hex of the sector image that is mounted there; empty for an ordinary snapshot.
+        layer: Name of the sector image's folder that is mounted there; empty for an ordinary one.
     """
 
-    number: int
+    folder: str
     key: str
     parent: str
     kind: int
     labels: dict[str, str] = field(default_factory=dict)
     created: float = 0.0
     updated: float = 0.0
-    image: str = ""
+    layer: str = ""
 
 
 class Snapshots:
@@ -88,12 +91,16 @@ class Snapshots:
         self._lock = threading.RLock()
         self._by_key: dict[str, Snapshot] = {}
         for path in self._home.glob(f"*/{_KNOWN}"):
-            known = Snapshot(**json.loads(path.read_text()))
+            try:
+                known = Snapshot(**json.loads(path.read_text()))
+            except (OSError, ValueError, TypeError):  # lost with the machine's power
+                path.unlink()
+                continue
             self._by_key[known.key] = known
 
     def folder(self, snapshot: Snapshot) -> Path:
         """Return where a snapshot's content is."""
-        return self._home / str(snapshot.number) / "fs"
+        return self._home / snapshot.folder / "fs"
 
     def get(self, key: str) -> Snapshot:
         """Return a snapshot.
@@ -106,13 +113,18 @@ class Snapshots:
                 raise SnapshotError("NOT_FOUND", f"snapshot {key}: not found")
             return self._by_key[key]
 
+    def find(self, key: str) -> Snapshot | None:
+        """Return a snapshot, or None."""
+        with self._lock:
+            return self._by_key.get(key)
+
     def all(self) -> list[Snapshot]:
         """Return all."""
         with self._lock:
             return list(self._by_key.values())
 
     def add(
-        self, key: str, parent: str, kind: int, labels: dict[str, str], *, image: str = ""
+        self, key: str, parent: str, kind: int, labels: dict[str, str], *, layer: str = ""
     ) -> Snapshot:
         """Make a snapshot.
 
@@ -125,11 +137,15 @@ class Snapshots:
             if parent and self.get(parent).kind != COMMITTED:
                 raise SnapshotError("INVALID_ARGUMENT", f"parent {parent} is not committed")
             now = time.time()
-            made = Snapshot(self._free(), key, parent, kind, labels, now, now, image)
+            name = uuid.uuid4().hex[:_NAME_LENGTH]
+            made = Snapshot(name, key, parent, kind, labels, now, now, layer)
             folder = self.folder(made)
-            folder.mkdir(parents=True, mode=0o755)
+            folder.mkdir(parents=True)
+            # Whatever the umask: it is what containers see as their root.
+            folder.chmod(0o755)
             if kind == ACTIVE:
-                (folder.parent / "work").mkdir(mode=0o711)
+                (work := folder.parent / "work").mkdir()
+                work.chmod(0o711)
                 if parent:
                     above = self.folder(self.get(parent)).stat()
                     os.chown(folder, above.st_uid, above.st_gid)
@@ -162,7 +178,7 @@ class Snapshots:
             gone = self.get(key)
             if any(each.parent == key for each in self._by_key.values()):
                 raise SnapshotError("FAILED_PRECONDITION", f"snapshot {key} has others on it")
-            (self._home / str(gone.number) / _KNOWN).unlink()
+            (self._home / gone.folder / _KNOWN).unlink()
             del self._by_key[key]
         return gone
 
@@ -217,7 +233,7 @@ class Snapshots:
     def orphans(self) -> Iterable[Path]:
         """Return folders that belong to no snapshot."""
         with self._lock:
-            known = {str(each.number) for each in self._by_key.values()}
+            known = {each.folder for each in self._by_key.values()}
             return [path for path in self._home.iterdir() if path.name not in known]
 
     @staticmethod
@@ -225,13 +241,7 @@ class Snapshots:
         """Remove the folder of a snapshot that is gone; nothing may be mounted in it."""
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _free(self) -> int:
-        taken = [int(path.name) for path in self._home.iterdir() if path.name.isdecimal()]
-        return max(taken, default=0) + 1
-
     def _keep(self, snapshot: Snapshot) -> None:
-        folder = self._home / str(snapshot.number)
-        plain: dict[str, Any] = asdict(snapshot)
-        (part := folder / f".{_KNOWN}").write_text(json.dumps(plain))
-        part.replace(folder / _KNOWN)
+        content = json.dumps(asdict(snapshot)).encode()
+        keep(self._home / snapshot.folder / _KNOWN, content, sync=not self._volatile)
         self._by_key[snapshot.key] = snapshot

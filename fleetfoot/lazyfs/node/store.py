@@ -1,39 +1,68 @@
 """The node's folder of sector images: what is known of each, and what of it is here already.
 
-`<root>/layers/<hex of the sector image's SHA-256>/`:
+`<root>/layers/<hex of the table's SHA-256>/`:
 
 - `table`: the table, as the artifact has it;
 - `sources.json`: repositories that have the sector image, `[[host, name], ...]`;
+- `trace.json`: blocks that a start reads, `[[first, behind the last], ...]` in their order;
 - `data`: what was fetched, at its place, with holes for the rest;
-- `present`: a bit for each block that `data` has.
+- `present`: a bit for each block that `data` has;
+- `complete`: all of `data` was verified; the boot in which, for a machine that lost its power may
+  have lost some of it.
 
 Layers with the same content are one folder. `data` is written before `present`, but not synced:
-what a machine that lost its power finds is verified again before it is believed.
+what an earlier process left is verified again before it is believed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import mmap
 import os
 import re
 import shutil
+import tempfile
 import threading
+import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["Cache", "Folder", "Place"]
+__all__ = ["Cache", "Folder", "Place", "keep"]
 
 _NAME = re.compile(r"[0-9a-f]{64}")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+
+
+def keep(path: Path, content: bytes, *, sync: bool = False) -> None:
+    """Write a file that is there whole or not at all.
+
+    Args:
+        path: The file.
+        content: What is in it.
+        sync: Whether it must outlive the loss of power.
+    """
+    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            if sync:
+                stream.flush()
+                os.fsync(handle)
+        Path(part).replace(path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -56,15 +85,15 @@ class Folder:
     path: Path
 
     @classmethod
-    def of(cls, root: Path, image: str) -> Folder:
-        """Return the folder of a sector image, by the hex of its SHA-256.
+    def of(cls, root: Path, name: str) -> Folder:
+        """Return the folder of a sector image, by the hex of its table's SHA-256.
 
         Raises:
             FleetfootError: This is no such name.
         """
-        if not _NAME.fullmatch(image):
-            raise FleetfootError(f"{image!r} is no name of a sector image", "it is not served")
-        return cls(root / "layers" / image)
+        if not _NAME.fullmatch(name):
+            raise FleetfootError(f"{name!r} is no name of a sector image", "it is not served")
+        return cls(root / "layers" / name)
 
     @classmethod
     def all(cls, root: Path) -> Iterator[Folder]:
@@ -74,8 +103,8 @@ class Folder:
                 yield cls(path)
 
     @property
-    def image(self) -> str:
-        """Hex of the sector image's SHA-256."""
+    def name(self) -> str:
+        """Hex of the table's SHA-256."""
         return self.path.name
 
     @property
@@ -85,53 +114,65 @@ class Folder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of it is here and was verified as a whole."""
-        return (self.path / "complete").exists()
+        """Whether all of it is here, and was verified since the machine was started."""
+        try:
+            return (self.path / "complete").read_bytes() == _BOOT.read_bytes()
+        except OSError:
+            return False
 
     def table(self) -> Table:
         """Read the table.
 
         Raises:
-            FleetfootError: It is not there, or not that of this sector image.
+            FleetfootError: It is not there, or another.
         """
         try:
-            table = Table.parse((self.path / "table").read_bytes())
+            data = (self.path / "table").read_bytes()
         except OSError as error:
-            raise FleetfootError(
-                f"there is no table of {self.image}", "it is not served"
-            ) from error
-        if table.image.hex() != self.image:
-            raise FleetfootError(f"the table of {self.image} is another's", "it is not served")
-        return table
+            raise FleetfootError(f"{self.name} has no table", "it is not served") from error
+        if hashlib.sha256(data).hexdigest() != self.name:
+            raise FleetfootError(f"the table of {self.name} is another's", "it is not served")
+        return Table.parse(data)
 
     def places(self) -> list[Place]:
         """Return where it can be fetched."""
-        return [Place(*each) for each in json.loads((self.path / "sources.json").read_text())]
+        try:
+            listed = json.loads((self.path / "sources.json").read_text())
+            return [Place(*each) for each in listed]
+        except (OSError, ValueError, TypeError):  # lost with the machine's power
+            return []
 
     def add(self, table: bytes, place: Place) -> None:
         """Remember a sector image's table, and a repository that has it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        known = self.places() if (self.path / "sources.json").exists() else []
-        others = [each for each in known if each != place]
-        self._write("table", table)
+        others = [each for each in self.places() if each != place]
+        keep(self.path / "table", table)
         # The newest first: an older one may be gone, or its credential with it.
         listed = [[each.host, each.name] for each in (place, *others)]
-        self._write("sources.json", json.dumps(listed).encode())
+        keep(self.path / "sources.json", json.dumps(listed).encode())
+
+    def set_trace(self, runs: Sequence[range]) -> None:
+        """Remember what is to be fetched ahead."""
+        listed = [[run.start, run.stop] for run in runs]
+        keep(self.path / "trace.json", json.dumps(listed).encode())
+
+    def trace(self) -> list[range]:
+        """Return what is to be fetched ahead, in this order."""
+        try:
+            listed = json.loads((self.path / "trace.json").read_text())
+            return [range(*each) for each in listed]
+        except (OSError, ValueError, TypeError):
+            return []
 
     def mark_complete(self) -> None:
         """Remember that all of it is here."""
-        self._write("complete", b"")
+        keep(self.path / "complete", _BOOT.read_bytes())
 
     def remove(self) -> None:
         """Forget it, and what was fetched."""
         with contextlib.suppress(FileNotFoundError):
             (self.path / "sources.json").unlink()  # first: without it the folder counts as none
         shutil.rmtree(self.path, ignore_errors=True)
-
-    def _write(self, name: str, content: bytes) -> None:
-        part = self.path / f".{name}"
-        part.write_bytes(content)
-        part.replace(self.path / name)
 
 
 class Cache:
@@ -141,7 +182,7 @@ class Cache:
     """
 
     def __init__(self, folder: Folder, table: Table) -> None:
-        self._table = table
+        self._table, self._path = table, folder.data
         self._lock = threading.Lock()
         size = -(-table.block_count // 8)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
@@ -150,10 +191,18 @@ class Cache:
         try:
             os.truncate(self._data, table.length)
             os.truncate(present, size)
-            # Bits of a mapped file outlive this process, however it ends.
-            self._present = mmap.mmap(present, size)
+            try:
+                # Bits of a mapped file outlive this process, however it ends. They need room first:
+                # a page without it would end the process.
+                os.posix_fallocate(present, 0, size)
+                self._present: mmap.mmap | bytearray = mmap.mmap(present, size)
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                self._present = bytearray(size)
         finally:
             os.close(present)
+        self._close = weakref.finalize(self, _closed, self._present, self._data)
         self._trusted = bytearray(size)
         self._count = sum(byte.bit_count() for byte in self._present[:])
 
@@ -161,6 +210,14 @@ class Cache:
     def count(self) -> int:
         """How many blocks are here."""
         return self._count
+
+    @property
+    def is_current(self) -> bool:
+        """Whether what is read here is still the folder's, and not one that was removed."""
+        try:
+            return os.path.samestat(os.fstat(self._data), self._path.stat())
+        except FileNotFoundError:
+            return False
 
     def has(self, block: int) -> bool:
         """Whether a block is here and was verified by this process."""
@@ -177,11 +234,12 @@ class Cache:
         offset = block * self._table.block
         data = os.pread(self._data, self._table.block_size(block), offset)
         good = len(data) == self._table.block_size(block) and not self._table.wrong(block, data)
+        bit = 1 << (block & 7)
         with self._lock:
             if good:
-                self._trusted[block >> 3] |= 1 << (block & 7)
-            else:
-                self._present[block >> 3] &= ~(1 << (block & 7)) & 0xFF
+                self._trusted[block >> 3] |= bit
+            elif self._present[block >> 3] & bit and not self._trusted[block >> 3] & bit:
+                self._present[block >> 3] &= ~bit & 0xFF
                 self._count -= 1
         return good
 
@@ -202,7 +260,7 @@ class Cache:
         try:
             written = os.pwrite(self._data, data, first * self._table.block)
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}:
+            if error.errno in _NO_ROOM:
                 return False
             raise
         # What was written by half is not believed.
@@ -219,6 +277,11 @@ class Cache:
         return written == len(data)
 
     def close(self) -> None:
-        """Close the files."""
-        self._present.close()
-        os.close(self._data)
+        """Close the files; a cache that nobody holds any more does that itself."""
+        self._close()
+
+
+def _closed(present: mmap.mmap | bytearray, data: int) -> None:
+    if isinstance(present, mmap.mmap):
+        present.close()
+    os.close(data)

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fleetfoot.errors import FleetfootError
-from fleetfoot.lazyfs.artifact import KIND, Artifact, Descriptor, LazyLayer, layers_of
+from fleetfoot.lazyfs.artifact import (
+    KIND,
+    LARGEST_TRACE,
+    Artifact,
+    Descriptor,
+    LazyLayer,
+    layers_of,
+)
 from fleetfoot.lazyfs.distribution import MANIFEST
 from fleetfoot.lazyfs.table import BLOCK, LARGEST, Table
 
@@ -18,15 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def table(layer: int) -> Table:
-    return Table.of(io.BytesIO(os.urandom(3 * BLOCK)), bytes([layer]) * 32)
+def table() -> Table:
+    return Table.of(io.BytesIO(os.urandom(3 * BLOCK)))
 
 
 def name(layer: int) -> str:
     return f"sha256:{bytes([layer]).hex() * 32}"
 
 
-TABLES = {name(n): table(n) for n in (1, 2)}
+TABLES = {name(n): table() for n in (1, 2)}
 FOUND = Artifact(
     Descriptor(MANIFEST, name(9), 500),
     tuple(LazyLayer.of(layer, made) for layer, made in TABLES.items()),
@@ -40,6 +47,17 @@ def test_it_is_read_as_it_was_written() -> None:
     assert FOUND.descriptor == Descriptor.of(MANIFEST, FOUND.dump())
 
 
+def test_a_trace_comes_along() -> None:
+    traced = FOUND.traced(b"{}")
+    assert Artifact.parse(traced.dump()) == traced
+    assert traced.trace is not None
+    assert Artifact.parse(FOUND.dump()).trace is None
+    plain = json.loads(traced.dump())
+    plain["layers"][-1]["size"] = LARGEST_TRACE + 1
+    with pytest.raises(FleetfootError, match="it ends with"):
+        Artifact.parse(json.dumps(plain).encode())
+
+
 def test_it_says_which_layers_it_covers() -> None:
     assert FOUND.covers([name(1), name(2), name(1)])
     assert not FOUND.covers([name(1), name(3)])
@@ -51,7 +69,7 @@ def test_tables_are_those_that_are_named() -> None:
     first, second = FOUND.layers
     with pytest.raises(FleetfootError, match="not the one that the artifact names"):
         first.table_of(TABLES[second.layer].dump())
-    with pytest.raises(FleetfootError, match="of another layer or sector image"):
+    with pytest.raises(FleetfootError, match="of another sector image"):
         LazyLayer(first.layer, first.image, second.table).table_of(TABLES[second.layer].dump())
 
 
@@ -78,7 +96,7 @@ def _set(piece: int, key: str, value: object) -> Callable[[dict[str, Any]], None
 HOSTILE: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda plain: plain.update(artifactType="other"), f"not of the type {KIND}"),
     (lambda plain: plain.update(layers={}), "not pairs"),
-    (lambda plain: plain["layers"].pop(), "not pairs"),
+    (lambda plain: plain["layers"].pop(), "it ends with"),
     (lambda plain: plain.update(layers=plain["layers"] * 600), "not pairs"),
     (lambda plain: plain.update(subject=None), "describes nothing"),
     (_second_layer_again, "names a layer twice"),
@@ -92,6 +110,9 @@ HOSTILE: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (_set(0, "size", LARGEST + 1), f"would have {LARGEST + 1} bytes"),
     (_set(1, "size", 1 << 40), f"has {1 << 40} bytes"),
     (_set(0, "mediaType", "text/plain"), "has a text/plain"),
+    (_set(0, "annotations", None), "belong to"),
+    (_set(1, "annotations", ["x"]), "belong to"),
+    (lambda plain: plain.update(layers=["x", "y"]), "belong to"),
 ]
 
 
@@ -103,7 +124,7 @@ def test_what_cannot_be_is_refused(change: Callable[[dict[str, Any]], object], s
         Artifact.parse(json.dumps(plain).encode())
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"null"])
+@pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"null", b"[" * 100_000])
 def test_what_is_no_manifest_is_refused(data: bytes) -> None:
     with pytest.raises(FleetfootError, match="the image is pulled as ever"):
         Artifact.parse(data)

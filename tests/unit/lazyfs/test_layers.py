@@ -11,23 +11,12 @@ import pytest
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.layers import Directory, Rewriter, Tree
+from tests.unit.lazyfs.archives import archive
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 XATTR = "SCHILY.xattr."
-
-
-def archive(*entries: tuple[str, dict[str, Any]], data: bytes = b"") -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as made:
-        for name, settings in entries:
-            info = tarfile.TarInfo(name)
-            for key, value in settings.items():
-                setattr(info, key, value)
-            info.size = len(data) if info.isreg() else 0
-            made.addfile(info, io.BytesIO(data))
-    return out.getvalue()
 
 
 def rewritten(data: bytes, below: dict[str, Directory | None] | None = None) -> Rewriter:
@@ -83,6 +72,41 @@ def test_xattrs_are_kept_byte_for_byte() -> None:
     found = entries(archive(("file", {"pax_headers": {f"{XATTR}security.capability": raw}})))
     kept = found["file"].pax_headers[f"{XATTR}security.capability"]
     assert kept.encode(errors="surrogateescape") == bytes(range(256))
+
+
+def test_attributes_that_overlayfs_obeys_are_dropped() -> None:
+    found = entries(archive(("file", {"pax_headers": {f"{XATTR}trusted.overlay.opaque": "y"}})))
+    assert found["file"].pax_headers == {}
+
+
+def test_settings_for_all_entries_are_ignored() -> None:
+    out = io.BytesIO()
+    settings = {"mtime": "5.5", f"{XATTR}user.a": "b"}
+    kind = tarfile.PAX_FORMAT
+    with tarfile.open(fileobj=out, mode="w", format=kind, pax_headers=settings) as made:
+        made.addfile(tarfile.TarInfo("one"))
+        made.addfile(tarfile.TarInfo("two"))
+    for found in (entries(out.getvalue())[name] for name in ("one", "two")):
+        assert (found.mtime, found.pax_headers) == (0, {})
+
+
+@pytest.mark.parametrize("change", [{"mode": 0o600}, {"uid": 1}, {"mtime": 5}])
+def test_a_file_with_two_owners_modes_or_times_is_refused(change: dict[str, Any]) -> None:
+    link = {"type": tarfile.LNKTYPE, "linkname": "a"}
+    again = ("c", {"type": tarfile.LNKTYPE, "linkname": "b"})
+    assert "c" in entries(archive(("a", {}), ("b", link), again))
+    with pytest.raises(FleetfootError, match="are one file with two"):
+        rewritten(archive(("a", {}), ("b", {**link, **change})))
+
+
+def test_a_device_without_room_for_its_numbers_is_refused() -> None:
+    device = {"type": tarfile.BLKTYPE, "pax_headers": {}, "devmajor": 0, "devminor": 0}
+    data = bytearray(archive(("disk", device)))
+    data[329:337] = b"\x80" + (1 << 30).to_bytes(7, "big")  # its major number, in base 256
+    data[148:156] = b" " * 8
+    data[148:156] = f"{sum(data[:512]):06o}\0 ".encode()
+    with pytest.raises(FleetfootError, match="is a device with the numbers"):
+        rewritten(bytes(data))
 
 
 def test_links_and_devices_are_kept() -> None:

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.table import BLOCK, LARGEST, SECTOR, Table
 
-LAYER = hashlib.sha256(b"layer").digest()
 IMAGE = os.urandom(SECTOR + 3 * BLOCK + 5)
 
 
 @pytest.fixture(scope="module")
 def table() -> Table:
-    return Table.of(io.BytesIO(IMAGE), LAYER)
+    return Table.of(io.BytesIO(IMAGE))
 
 
 def test_every_piece_has_the_digest_of_its_bytes(table: Table) -> None:
@@ -40,7 +39,7 @@ def test_it_is_read_as_it_was_written(table: Table) -> None:
 
 @given(offset=st.integers(0, len(IMAGE) - 1), count=st.integers(1, 1 << 21))
 def test_blocks_hold_what_is_asked_for(offset: int, count: int) -> None:
-    table = Table(len(IMAGE), LAYER, b"", b"", b"")
+    table = Table(len(IMAGE), b"", b"", b"")
     count = min(count, len(IMAGE) - offset)
     blocks = table.blocks_of(offset, count)
     assert blocks.start * BLOCK <= offset < (blocks.start + 1) * BLOCK

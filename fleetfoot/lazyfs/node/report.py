@@ -1,0 +1,150 @@
+"""What the node's services are doing: for people (`status.json`) and for Prometheus.
+
+`metrics.prom` is written for the textfile collector of node_exporter, which serves it over TLS with
+the node's other metrics: no port of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from fleetfoot.lazyfs.node.store import keep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from fleetfoot.lazyfs.node.devices import Devices
+    from fleetfoot.lazyfs.node.snapshots import Snapshots
+
+__all__ = ["Reporter", "metrics", "status"]
+
+_EVERY = 2.0  # seconds
+_REFERENCE = "containerd.io/snapshot/cri.image-ref"
+#: Counters of the server, by its names: the metric's name, its labels, what it is.
+_COUNTERS = {
+    "bytes_fetched": ("fetched_bytes_total", "", "Bytes that came from registries, verified."),
+    "bytes_background": ("background_bytes_total", "", "Of these, to complete images."),
+    "requests": ("requests_total", "", "Requests to registries that gave verified bytes."),
+    "seconds_fetching": ("fetching_seconds_total", "", "Seconds spent on them."),
+    "blocks_hit": (
+        "blocks_total",
+        'here="yes"',
+        "Blocks read, by whether they were here.",
+    ),
+    "blocks_missed": ("blocks_total", 'here="no"', ""),
+    "corrupted_cached": (
+        "corrupted_blocks_total",
+        'where="cache"',
+        "Damaged ones, fetched again.",
+    ),
+    "corrupted_fetched": ("corrupted_blocks_total", 'where="registry"', ""),
+    "uncached": ("uncached_blocks_total", "", "Blocks passed through, for the disk was full."),
+    "reads_failed": ("failed_reads_total", "", "Reads that failed (EIO)."),
+    "errors_unreachable": (
+        "errors_total",
+        'cause="unreachable"',
+        "Requests in vain.",
+    ),
+    "errors_absent": ("errors_total", 'cause="absent"', ""),
+    "errors_refused": ("errors_total", 'cause="refused"', ""),
+}
+
+
+def status(stats: dict[str, Any], snapshots: Snapshots, devices: Devices) -> dict[str, Any]:
+    """Return what is mounted lazily.
+
+    Args:
+        stats: What the server says (`Server.report`).
+        snapshots: What is mounted.
+        devices: And from what.
+
+    Returns:
+        `images`: for each, `reference`, `bytes`, `present` (bytes) and `layers`, the lowest first,
+        of `layer`, `way` (`nbd`, `file`, or nothing), `bytes`, `present`; `counts`: of the server.
+    """
+    known: dict[str, Any] = stats.get("layers", {})
+    images: dict[str, list[dict[str, Any]]] = {}
+    for snapshot in sorted(snapshots.all(), key=lambda each: each.created):
+        if not snapshot.layer:
+            continue
+        found = known.get(snapshot.layer, {})
+        blocks = max(found.get("blocks", 0), 1)
+        size = found.get("bytes", 0)
+        layer = {
+            "layer": snapshot.layer,
+            "way": devices.way(snapshots.folder(snapshot)),
+            "bytes": size,
+            "present": size * found.get("present", 0) // blocks,
+        }
+        images.setdefault(snapshot.labels.get(_REFERENCE, ""), []).append(layer)
+    described = [
+        {
+            "reference": reference,
+            "bytes": sum(each["bytes"] for each in layers),
+            "present": sum(each["present"] for each in layers),
+            "layers": layers,
+        }
+        for reference, layers in images.items()
+    ]
+    return {"images": described, "counts": stats.get("counts", {})}
+
+
+def metrics(found: dict[str, Any]) -> str:
+    """Return a status in Prometheus' text format."""
+    lines: list[str] = []
+    told = set[str]()
+    for counter, (name, labels, what) in _COUNTERS.items():
+        full = f"fleetfoot_lazy_{name}"
+        if full not in told:
+            lines += [f"# HELP {full} {what}", f"# TYPE {full} counter"]
+            told.add(full)
+        shown = f"{{{labels}}}" if labels else ""
+        lines.append(f"{full}{shown} {found['counts'].get(counter, 0)}")
+    for name, key, what in (
+        ("image_bytes", "bytes", "Size of an image's sector images."),
+        ("image_present_bytes", "present", "Bytes of them that are on the node."),
+    ):
+        full = f"fleetfoot_lazy_{name}"
+        lines += [f"# HELP {full} {what}", f"# TYPE {full} gauge"]
+        for image in found["images"]:
+            reference = image["reference"].replace("\\", r"\\").replace('"', r"\"")
+            lines.append(f'{full}{{image="{reference}"}} {image[key]}')
+    return "\n".join(lines) + "\n"
+
+
+class Reporter:
+    """Writes what there is to say, again and again.
+
+    Args:
+        run: Folder of the server's `stats.json`, and of what is written.
+        snapshots: What is mounted.
+        devices: And from what.
+        log: Takes a line for the journal.
+    """
+
+    def __init__(
+        self, run: Path, snapshots: Snapshots, devices: Devices, log: Callable[[str], object]
+    ) -> None:
+        self._run, self._snapshots, self._devices, self._log = run, snapshots, devices, log
+
+    def work(self) -> None:
+        """Write it every other second; does not return."""
+        while True:
+            try:
+                self.write()
+            except Exception as error:  # figures may be late, not gone for good
+                self._log(f"figures are not written: {type(error).__name__}: {error}")
+            time.sleep(_EVERY)
+
+    def write(self) -> None:
+        """Write it once."""
+        try:
+            stats = json.loads((self._run / "stats.json").read_text())
+        except (OSError, ValueError):  # the server has said nothing yet
+            stats = {}
+        found = status(stats, self._snapshots, self._devices)
+        keep(self._run / "status.json", json.dumps(found).encode())
+        keep(self._run / "metrics.prom", metrics(found).encode())

@@ -1,0 +1,199 @@
+"""Snapshots, over the gRPC service that containerd calls."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from fleetfoot.lazyfs.node import api
+from fleetfoot.lazyfs.node.api import Empty, message
+from fleetfoot.lazyfs.node.devices import Devices
+from fleetfoot.lazyfs.node.images import Images
+from fleetfoot.lazyfs.node.service import Service
+from fleetfoot.lazyfs.node.snapshots import SnapshotError, Snapshots
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Client:
+    """containerd, as far as snapshots go."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+
+    def __call__(self, method: str, **fields: Any) -> Any:
+        request, response, many = api.METHODS[method]
+        answer = message(response) if response else Empty
+        make = self._channel.unary_stream if many else self._channel.unary_unary
+        call = make(
+            f"/{api.SERVICE}/{method}",
+            request_serializer=message(request).SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        got = call(message(request)(**fields), timeout=10)
+        return list(got) if many else got
+
+    def refused(self, method: str, **fields: Any) -> grpc.StatusCode:
+        with pytest.raises(grpc.RpcError) as told:
+            self(method, **fields)
+        code: grpc.StatusCode = told.value.code()
+        return code
+
+    def commit(self, name: str, parent: str = "") -> None:
+        self("Prepare", key=f"{name}-active", parent=parent)
+        self("Commit", name=name, key=f"{name}-active", parent=parent)
+
+
+def service(root: Path, *, volatile: bool = False) -> Service:
+    devices = Devices(root / "none", dead_timeout=1, log=print)
+    snapshots = Snapshots(root, volatile=volatile)
+    return Service(root, snapshots, Images(root, root, [], print), devices, print)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    server = grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers((service(tmp_path).handlers(),))
+    address = f"unix:{tmp_path / 'socket'}"
+    server.add_insecure_port(address)
+    server.start()
+    with grpc.insecure_channel(address) as channel:
+        yield Client(channel)
+    server.stop(None).wait()
+
+
+def test_a_lowest_snapshot_is_a_folder(client: Client) -> None:
+    (mount,) = client("Prepare", key="a").mounts
+    assert (mount.type, list(mount.options)) == ("bind", ["rw", "rbind"])
+    assert Path(mount.source).is_dir()
+    assert client("Mounts", key="a").mounts == [mount]
+
+
+def test_snapshots_stand_on_each_other(client: Client) -> None:
+    client.commit("one")
+    client.commit("two", "one")
+    (mount,) = client("Prepare", key="rw", parent="two").mounts
+    assert mount.type == "overlay"
+    options = dict(option.split("=") for option in mount.options)
+    upper, work = Path(options["upperdir"]), Path(options["workdir"])
+    assert work == upper.parent / "work"
+    assert work.is_dir()
+    (view,) = client("View", key="ro", parent="two").mounts
+    assert list(view.options) == [f"lowerdir={options['lowerdir']}"]
+    two, one = options["lowerdir"].split(":")
+    (single,) = client("View", key="ro1", parent="one").mounts
+    assert (single.type, single.source) == ("bind", one)
+    assert list(single.options) == ["ro", "rbind"]
+    assert len({str(upper), one, two}) == 3
+
+
+def test_roots_are_open_to_everybody_whatever_the_umask(client: Client) -> None:
+    before = os.umask(0o077)
+    try:
+        (mount,) = client("Prepare", key="a").mounts
+    finally:
+        os.umask(before)
+    assert Path(mount.source).stat().st_mode & 0o7777 == 0o755
+
+
+def test_what_may_be_lost_is_not_synced(tmp_path: Path) -> None:
+    made = service(tmp_path, volatile=True)
+    made.Prepare(message("PrepareSnapshotRequest")(key="a"))
+    made.Commit(message("CommitSnapshotRequest")(key="a", name="b"))
+    answer = made.Prepare(message("PrepareSnapshotRequest")(key="c", parent="b"))
+    assert "volatile" in answer.mounts[0].options
+
+
+def test_what_is_known_of_them(client: Client) -> None:
+    client("Prepare", key="a", labels={"x": "1"})
+    info = client("Stat", key="a").info
+    assert (info.name, info.parent, info.kind) == ("a", "", api.ACTIVE)
+    assert dict(info.labels) == {"x": "1"}
+    assert info.created_at.seconds > 0
+    client("Commit", name="b", key="a", labels={"y": "2"})
+    info = client("Stat", key="b").info
+    assert (info.kind, dict(info.labels)) == (api.COMMITTED, {"y": "2"})
+    for filters in ([], ['labels."x"==1']):  # containerd looks at what comes in any case
+        listed = client("List", filters=filters)
+        assert [each.name for page in listed for each in page.info] == ["b"]
+
+
+def test_labels_are_changed_one_by_one_or_all(client: Client) -> None:
+    client("Prepare", key="a", labels={"x": "1", "y": "2"})
+    one = message("Info")(name="a", labels={"x": "3"})
+    mask = {"paths": ["labels.x", "labels.y"]}
+    assert dict(client("Update", info=one, update_mask=mask).info.labels) == {"x": "3"}
+    every = message("Info")(name="a", labels={"z": "4"})
+    assert dict(client("Update", info=every).info.labels) == {"z": "4"}
+    wrong = {"paths": ["parent"]}
+    assert client.refused("Update", info=every, update_mask=wrong) == (
+        grpc.StatusCode.INVALID_ARGUMENT
+    )
+
+
+def test_what_others_stand_on_stays(client: Client, tmp_path: Path) -> None:
+    client.commit("one")
+    client("Prepare", key="rw", parent="one")
+    assert client.refused("Remove", key="one") == grpc.StatusCode.FAILED_PRECONDITION
+    client("Remove", key="rw")
+    client("Remove", key="one")
+    assert list((tmp_path / "snapshots").iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["Stat", "Mounts", "Remove", "Usage"])
+def test_what_is_not_there_is_said_to_be(client: Client, method: str) -> None:
+    assert client.refused(method, key="none") == grpc.StatusCode.NOT_FOUND
+
+
+def test_what_cannot_be_is_refused(client: Client) -> None:
+    client("Prepare", key="a")
+    codes = grpc.StatusCode
+    assert client.refused("Prepare", key="a") == codes.ALREADY_EXISTS
+    assert client.refused("Prepare", key="b", parent="a") == codes.INVALID_ARGUMENT
+    assert client.refused("Prepare", key="b", parent="none") == codes.NOT_FOUND
+    client("Commit", name="c", key="a")
+    assert client.refused("Commit", name="d", key="c") == codes.FAILED_PRECONDITION
+
+
+def test_usage_is_what_was_written(client: Client) -> None:
+    (mount,) = client("Prepare", key="a").mounts
+    (Path(mount.source) / "file").write_bytes(bytes(100_000))
+    usage = client("Usage", key="a")
+    assert 100_000 <= usage.size < 120_000
+    assert usage.inodes == 2
+
+
+def test_snapshots_outlive_the_process_and_halves_go(client: Client, tmp_path: Path) -> None:
+    client.commit("one")
+    (kept,) = (tmp_path / "snapshots").iterdir()
+    (tmp_path / "snapshots" / "half" / "fs").mkdir(parents=True)  # killed before it was kept
+    (broken := tmp_path / "snapshots" / "broken").mkdir()
+    (broken / "snapshot.json").write_text("")
+    after = service(tmp_path)
+    assert after.Stat(message("StatSnapshotRequest")(key="one")).info.kind == api.COMMITTED
+    after.Cleanup(None)
+    assert list((tmp_path / "snapshots").iterdir()) == [kept]
+
+
+def test_a_layer_that_is_not_mounted_starts_no_container(tmp_path: Path) -> None:
+    made = service(tmp_path)
+    made._snapshots.add("lazy", "", api.COMMITTED, {}, layer="0" * 64)
+    with pytest.raises(SnapshotError, match="is not mounted") as told:
+        made.Prepare(message("PrepareSnapshotRequest")(key="rw", parent="lazy"))
+    assert told.value.code == "UNAVAILABLE"
+
+
+def test_an_image_without_a_registry_is_unpacked_as_ever(client: Client) -> None:
+    labels = {
+        "containerd.io/snapshot.ref": "sha256:chain",
+        "containerd.io/snapshot/cri.image-ref": "localhost:1/image:tag",
+        "containerd.io/snapshot/cri.manifest-digest": f"sha256:{'0' * 64}",
+        "containerd.io/snapshot/cri.layer-digest": f"sha256:{'1' * 64}",
+    }
+    assert client("Prepare", key="a", labels=labels).mounts[0].type == "bind"

@@ -1,0 +1,136 @@
+"""Lazy forms are found and attached, with the referrers API and without it."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs.artifact import KIND, Artifact, Descriptor, LazyLayer
+from fleetfoot.lazyfs.distribution import INDEX, MANIFEST, AbsentError
+from fleetfoot.lazyfs.stores import Layout, Remote, Store, artifact_of
+from fleetfoot.lazyfs.table import Table
+from tests.unit.lazyfs.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+IMAGE = b'{"layers": []}'
+SUBJECT = Descriptor.of(MANIFEST, IMAGE)
+
+
+@pytest.fixture(params=["referrers", "tags", "layout"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "layout":
+        (folder := tmp_path / "layout").mkdir()
+        (folder / "oci-layout").write_text("{}")
+        (folder / "blobs/sha256").mkdir(parents=True)
+        (folder / "blobs/sha256" / SUBJECT.digest[7:]).write_bytes(IMAGE)
+        named = {"annotations": {"org.opencontainers.image.ref.name": "v1"}}
+        index = {"schemaVersion": 2, "manifests": [{**SUBJECT.plain(), **named}]}
+        (folder / "index.json").write_text(json.dumps(index))
+        yield Layout(folder)
+        return
+    with Registry(tmp_path, referrers=request.param == "referrers") as registry:
+        for name in ("v1", SUBJECT.digest):
+            registry.manifests[name] = (IMAGE, MANIFEST)
+        yield Remote(registry.repository())
+
+
+def made(tmp_path: Path, content: bytes, converter: str = "1") -> tuple[Artifact, dict[str, Path]]:
+    table = Table.of(io.BytesIO(content))
+    lazy = LazyLayer.of(f"sha256:{'0' * 64}", table)
+    files = {lazy.image.digest: content, lazy.table.digest: table.dump()}
+    for digest, data in files.items():
+        (tmp_path / digest[7:]).write_bytes(data)
+    blobs = {digest: tmp_path / digest[7:] for digest in files}
+    return Artifact(SUBJECT, (lazy,), converter), blobs
+
+
+def test_a_lazy_form_is_found_beside_its_image(store: Store, tmp_path: Path) -> None:
+    assert store.manifest("v1")[0] == IMAGE
+    assert artifact_of(store, SUBJECT.digest) is None
+    artifact, blobs = made(tmp_path, b"content")
+    for _ in range(2):
+        store.attach(artifact, blobs)
+        assert artifact_of(store, SUBJECT.digest) == artifact
+        assert len(store.referrers(SUBJECT.digest)) == 1
+    assert store.manifest("v1")[0] == IMAGE
+    table = artifact.layers[0].table_of(store.blob(artifact.layers[0].table.digest))
+    with store.open(artifact.layers[0].image.digest) as stream:
+        assert list(table.check(stream)) == []
+
+
+def test_a_later_one_stands_in_its_place(store: Store, tmp_path: Path) -> None:
+    for converter in ("1", "2"):
+        artifact, blobs = made(tmp_path, converter.encode(), converter)
+        store.attach(artifact, blobs)
+    assert artifact_of(store, SUBJECT.digest) == artifact
+
+
+def test_an_earlier_one_that_cannot_be_removed_is_not_chosen(tmp_path: Path) -> None:
+    with Registry(tmp_path, keeps=True) as registry:
+        store = Remote(registry.repository())
+        for converter in ("2", "1"):  # whatever the order in which they are listed
+            artifact, blobs = made(tmp_path, converter.encode(), converter)
+            store.attach(artifact, blobs)
+        assert len(store.referrers(SUBJECT.digest)) == 2
+        found = artifact_of(store, SUBJECT.digest)
+        assert found is not None
+        assert found.converter == "2"
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"manifests": null}', b'{"manifests": [1]}'])
+def test_a_list_that_is_none_is_told(tmp_path: Path, body: bytes) -> None:
+    with Registry(tmp_path, referrers=False) as registry:
+        registry.manifests[SUBJECT.digest.replace(":", "-")] = (body, INDEX)
+        with pytest.raises(FleetfootError, match="no index"):
+            artifact_of(Remote(registry.repository()), SUBJECT.digest)
+
+
+def test_what_others_attached_stays(tmp_path: Path) -> None:
+    with Registry(tmp_path, referrers=False) as registry:
+        other: dict[str, Any] = {**SUBJECT.plain(), "artifactType": "application/signature"}
+        tag = SUBJECT.digest.replace(":", "-")
+        index = {"schemaVersion": 2, "manifests": [other]}
+        registry.manifests[tag] = (json.dumps(index).encode(), INDEX)
+        store = Remote(registry.repository())
+        store.attach(*made(tmp_path, b"content"))
+        listed = json.loads(registry.manifests[tag][0])["manifests"]
+        assert [each["artifactType"] for each in listed] == ["application/signature", KIND]
+
+
+def test_the_lazy_form_of_another_image_is_not_used(store: Store, tmp_path: Path) -> None:
+    artifact, blobs = made(tmp_path, b"content")
+    store.attach(artifact, blobs)
+
+    class Wrong:
+        manifest = staticmethod(store.manifest)
+
+        def referrers(self, _digest: str) -> list[dict[str, Any]]:
+            return [artifact.listed]
+
+    with pytest.raises(FleetfootError, match="is attached to"):
+        artifact_of(Wrong(), f"sha256:{'1' * 64}")  # type: ignore[arg-type]
+
+
+def test_a_layout_tells_what_it_has(tmp_path: Path) -> None:
+    with pytest.raises(FleetfootError, match="no OCI layout"):
+        Layout(tmp_path)
+    (tmp_path / "oci-layout").write_text("{}")
+    (tmp_path / "index.json").write_text('{"manifests": []}')
+    layout = Layout(tmp_path)
+    with pytest.raises(AbsentError, match="known: none"):
+        layout.manifest("v1")
+    with pytest.raises(AbsentError):
+        layout.blob(f"sha256:{'0' * 64}")
+    with pytest.raises(FleetfootError, match="no digest"):
+        layout.blob("sha256:../../etc/passwd")
+    (tmp_path / "blobs/sha256").mkdir(parents=True)
+    (tmp_path / "blobs/sha256" / ("0" * 64)).write_text("other")
+    with pytest.raises(FleetfootError, match="is damaged"):
+        layout.blob(f"sha256:{'0' * 64}")
