@@ -136,16 +136,17 @@ def build(progress: Callable[[str], None], purpose: str = _NODES) -> bool:
 
 def _ensure(wanted: list[Module], progress: Callable[[str], None]) -> bool:
     todo = [module for module in wanted if not module.built]
+    if not todo:
+        return False  # and nobody who builds others is waited for
     programs = sum(len(module.programs) for module in todo)
-    if todo:
-        progress(f"building {programs} programs of {len(todo)} Go modules (once; then cached)")
+    progress(f"building {programs} programs of {len(todo)} Go modules (once; then cached)")
     cache_dir().mkdir(parents=True, exist_ok=True)
     with (cache_dir() / "programs.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for module in todo:
             if not module.built:
                 _build_module(module, progress)
-    return bool(todo)
+    return True
 
 
 def _build_module(module: Module, progress: Callable[[str], None]) -> None:
