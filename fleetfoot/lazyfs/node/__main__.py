@@ -31,7 +31,7 @@ def main() -> int:
     options.run.mkdir(parents=True, exist_ok=True, mode=0o700)
     devices = Devices(options.server, dead_timeout=options.dead_timeout, log=_log)
     snapshots = Snapshots(options.root, volatile=options.volatile)
-    images = Images(options.root, options.certs, options.registry, _log)
+    images = Images(options.root, options.certs, _log)
     service = Service(options.root, snapshots, images, devices, _log)
     reporter = Reporter(options.run, snapshots, devices, _log)
     server = grpc.server(ThreadPoolExecutor(_CALLS_AT_ONCE))
@@ -60,13 +60,6 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--server", type=Path, default=Path("/run/fleetfoot-lazy/nbd.sock"))
     parser.add_argument("--certs", type=Path, default=Path("/etc/containerd/certs.d"))
-    parser.add_argument(
-        "--registry",
-        action="append",
-        default=[],
-        metavar="HOST:PORT",
-        help="whose lazy forms are believed; may be given several times",
-    )
     parser.add_argument("--dead-timeout", type=int, default=600)
     parser.add_argument("--volatile", action="store_true")
     return parser.parse_args()

@@ -20,12 +20,16 @@ from fleetfoot.lazyfs.node.store import Folder, Place
 from fleetfoot.lazyfs.stores import Remote, artifact_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
     from pathlib import Path
 
     from fleetfoot.lazyfs.artifact import LazyLayer
 
-__all__ = ["Images"]
+__all__ = ["TRUSTED", "Images"]
+
+TRUSTED = "lazy"
+"""File beside a registry's `hosts.toml` that says to believe its lazy forms. Nothing ties a lazy
+form to its image but who may push it: whoever can, says what containers read."""
 
 _REMEMBERED = 60.0  # seconds that a decision holds: a pull asks for all layers within
 _KEPT = 600.0  # seconds that what a pull has prepared is kept without a snapshot
@@ -45,16 +49,11 @@ class Images:
     Args:
         root: The node's folder.
         certs: Folder with containerd's descriptions of registries.
-        registries: Those whose lazy forms are believed. Nothing ties a lazy form to its image but
-            who may push it: whoever can, says what containers read.
         log: Takes a line for the journal.
     """
 
-    def __init__(
-        self, root: Path, certs: Path, registries: Collection[str], log: Callable[[str], object]
-    ) -> None:
+    def __init__(self, root: Path, certs: Path, log: Callable[[str], object]) -> None:
         self._root, self._certs, self._log = root, certs, log
-        self._registries = set(registries)
         self._lock = threading.Lock()
         self._wanted: dict[str, float] = {}
         self._busy: dict[str, threading.Lock] = {}
@@ -68,7 +67,8 @@ class Images:
             manifest: Digest of its manifest.
             layer: Digest of the layer.
         """
-        if reference.partition("/")[0] not in self._registries:
+        host = reference.partition("/")[0]
+        if "/" not in reference or not (self._certs / host / TRUSTED).exists():
             return None
         with self._lock:
             busy = self._busy.setdefault(manifest, threading.Lock())

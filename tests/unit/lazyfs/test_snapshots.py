@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from fleetfoot.lazyfs.artifact import Artifact, Descriptor, LazyLayer
+from fleetfoot.lazyfs.distribution import MANIFEST
 from fleetfoot.lazyfs.node import api
 from fleetfoot.lazyfs.node.api import Empty, message
 from fleetfoot.lazyfs.node.devices import Devices
-from fleetfoot.lazyfs.node.images import Images
+from fleetfoot.lazyfs.node.images import TRUSTED, Images
 from fleetfoot.lazyfs.node.service import Service
 from fleetfoot.lazyfs.node.snapshots import SnapshotError, Snapshots
+from fleetfoot.lazyfs.node.store import Folder
+from fleetfoot.lazyfs.table import Table
+from tests.unit.lazyfs.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +60,7 @@ class Client:
 def service(root: Path, *, volatile: bool = False) -> Service:
     devices = Devices(root / "none", dead_timeout=1, log=print)
     snapshots = Snapshots(root, volatile=volatile)
-    return Service(root, snapshots, Images(root, root, [], print), devices, print)
+    return Service(root, snapshots, Images(root, root, print), devices, print)
 
 
 @pytest.fixture
@@ -189,11 +196,51 @@ def test_a_layer_that_is_not_mounted_starts_no_container(tmp_path: Path) -> None
     assert told.value.code == "UNAVAILABLE"
 
 
-def test_an_image_without_a_registry_is_unpacked_as_ever(client: Client) -> None:
-    labels = {
-        "containerd.io/snapshot.ref": "sha256:chain",
-        "containerd.io/snapshot/cri.image-ref": "localhost:1/image:tag",
-        "containerd.io/snapshot/cri.manifest-digest": f"sha256:{'0' * 64}",
-        "containerd.io/snapshot/cri.layer-digest": f"sha256:{'1' * 64}",
+def labels(reference: str, manifest: str, layer: str) -> dict[str, str]:
+    """Return what containerd says of a layer that it would unpack."""
+    prefix = "containerd.io/snapshot"
+    return {
+        f"{prefix}.ref": "sha256:chain",
+        f"{prefix}/cri.image-ref": reference,
+        f"{prefix}/cri.manifest-digest": manifest,
+        f"{prefix}/cri.layer-digest": layer,
     }
-    assert client("Prepare", key="a", labels=labels).mounts[0].type == "bind"
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_only_registries_that_are_believed_are_asked_for_lazy_forms(
+    tmp_path: Path, *, trusted: bool
+) -> None:
+    layer = f"sha256:{'1' * 64}"
+    described = {"mediaType": "x", "digest": layer, "size": 1}
+    manifest = json.dumps({"layers": [described]}).encode()
+    subject = Descriptor.of(MANIFEST, manifest)
+    table = Table.of(io.BytesIO(b"sector image"))
+    artifact = Artifact(subject, (LazyLayer.of(layer, table),), "1")
+    with Registry(tmp_path) as registry:
+        registry.manifests[subject.digest] = (manifest, MANIFEST)
+        registry.manifests[artifact.descriptor.digest] = (artifact.dump(), MANIFEST)
+        registry.add(table.dump())
+        (certs := tmp_path / registry.host).mkdir()
+        hosts = f'[host."{registry.url}"]\nca = "{registry.authority}"\n'
+        (certs / "hosts.toml").write_text(hosts)
+        if trusted:
+            (certs / TRUSTED).touch()
+        request = message("PrepareSnapshotRequest")(
+            key="a", labels=labels(f"{registry.host}/image:v1", subject.digest, layer)
+        )
+        # There is no server of sectors here: it is unpacked as ever, whatever the registry has.
+        assert service(tmp_path).Prepare(request).mounts[0].type == "bind"
+        assert bool(registry.seen) == trusted
+    kept = list(Folder.all(tmp_path))
+    assert [folder.table() for folder in kept] == ([table] if trusted else [])
+    assert len(list((tmp_path / "snapshots").glob("*/snapshot.json"))) == 1
+
+
+def test_an_image_whose_registry_is_away_is_unpacked_as_ever(
+    client: Client, tmp_path: Path
+) -> None:
+    (certs := tmp_path / "localhost:1").mkdir()
+    (certs / TRUSTED).touch()
+    said = labels("localhost:1/image:tag", f"sha256:{'0' * 64}", f"sha256:{'1' * 64}")
+    assert client("Prepare", key="a", labels=said).mounts[0].type == "bind"
