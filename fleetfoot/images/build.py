@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
-from fleetfoot.images import disk, grub, initrd, kernel, oci, sbom, tree
+from fleetfoot.images import disk, grub, initrd, kernel, oci, python, sbom, tree
 from fleetfoot.images.bake import bake
 from fleetfoot.images.definition import Definition, content_key
 from fleetfoot.locks import alone
@@ -112,6 +112,9 @@ def _build(
     try:
         root = work / "tree"
         tree.install(definition, root, home=home, work=work, progress=progress)
+        if definition.python:
+            progress(f"{name}: installing Python packages")
+            python.install(root, definition.folder / definition.python)
         bake(definition, root, work=work, artifacts=artifacts, progress=progress)
         found = sbom.components(root)
         (out / "manifest.txt").write_text(sbom.manifest(found))
@@ -148,7 +151,9 @@ def _write(definition: Definition, key: str, root: Path, out: Path) -> None:
         shutil.copyfile(next((root / "boot").glob("vmlinuz-*")), out / BESIDE_DISK)
         grub.write(root, out / "disk.raw", mebibytes=size, cmdline=cmdline, key=key)
     elif definition.format == "oci":
-        oci.write(root, out / "oci", command=definition.command, user=definition.user)
+        command, user = definition.command, definition.user
+        trees = oci.divided(root, out.parent / "layers", definition.layers)
+        oci.write(trees, out / "oci", command=command, user=user)
     else:
         root.rename(out / "tree")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["FORMATS", "Definition", "content_key"]
+__all__ = ["FORMATS", "Definition", "Layer", "content_key"]
 
 FORMATS = {"directory": "nspawn", "split": "qemu", "grub": "qemu", "oci": "containers"}
 """What an image's disk may be, and the backend that can start it."""
@@ -27,12 +27,27 @@ _KEYS = {
     "command",
     "format",
     "initrd_modules",
+    "layers",
     "modules",
     "plain",
+    "python",
     "seed",
     "size",
     "user",
 }
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a container image.
+
+    Attributes:
+        name: What it is to its users.
+        paths: Files and folders below the root that are in it, as patterns of `Path.glob`.
+    """
+
+    name: str
+    paths: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,8 @@ class Definition:
             ours.
         command: What a container of the image runs (oci).
         user: `uid:gid` it runs as (oci).
+        layers: Layers over the lowest, which has what none of them has (oci).
+        python: File with Python packages and their hashes, as pip reads it (oci).
     """
 
     name: str
@@ -66,6 +83,8 @@ class Definition:
     roles: tuple[str, ...] = field(default=())
     command: tuple[str, ...] = ()
     user: str = ""
+    layers: tuple[Layer, ...] = ()
+    python: str = ""
 
     @classmethod
     def load(cls, name: str, project: Path = PROJECT) -> Definition:
@@ -95,6 +114,8 @@ class Definition:
             roles=tuple(roles_of(playbook, f"image_{name}")),
             command=tuple(data.get("command", ())),
             user=data.get("user", ""),
+            layers=tuple(Layer(each["name"], tuple(each["paths"])) for each in data.get("layers", ())),
+            python=data.get("python", ""),
         )
 
     @property
@@ -109,6 +130,11 @@ def _check(path: Path, data: dict[str, Any]) -> None:
         wrong.append(f"format must be one of {', '.join(FORMATS)}")
     if data.get("seed", "credentials") not in _SEEDS:
         wrong.append(f"seed must be one of {', '.join(_SEEDS)}")
+    wrong += [
+        f"layers[{number}] must have a name and paths, relative to the root"
+        for number, each in enumerate(data.get("layers", ()))
+        if set(each) != {"name", "paths"} or any(p.startswith("/") or ".." in p for p in each["paths"])
+    ]
     if wrong:
         raise FleetfootError(f"{path}: {'; '.join(wrong)}", "the image cannot be built", "mend it")
 

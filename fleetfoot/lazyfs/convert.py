@@ -268,6 +268,7 @@ def _make(
         try:
             with contextlib.suppress(BrokenPipeError):  # what it says then is told below
                 rewriter.write(source, process.stdin.write)
+            with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
         except BaseException:
             process.kill()

@@ -29,7 +29,7 @@ __all__ = ["REF_NAME", "Layout", "Remote", "Store", "artifact_of"]
 
 REF_NAME = "org.opencontainers.image.ref.name"
 """Annotation with which an OCI layout names its images."""
-_SMALL = 16 << 20  # bytes of what is read into memory: manifests and tables
+_SMALL = 40 << 20  # bytes of what is read into memory: manifests and tables
 _ATTEMPTS = 5  # to put an index that others change, too
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fleetfoot.lazyfs.node.service import Service
 from fleetfoot.lazyfs.node.snapshots import Snapshots
 
 _CALLS_AT_ONCE = 32
+_LOOK = 5.0  # seconds until the kernel is asked again for network block devices
 _GRACE = 5.0  # seconds for calls that are under way when it ends
 
 
@@ -41,7 +43,7 @@ def main() -> int:
     server.start()
     _say_ready()
     # What a call needs is mounted with it; the rest must not keep other images waiting.
-    for work in (service.restore, reporter.work):
+    for work in (lambda: _watched(devices), service.restore, reporter.work):
         threading.Thread(target=work, daemon=True).start()
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -63,6 +65,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dead-timeout", type=int, default=600)
     parser.add_argument("--volatile", action="store_true")
     return parser.parse_args()
+
+
+def _watched(devices: Devices) -> None:
+    """Mend devices from now on; a kernel may get the module later than it is wanted."""
+    while True:
+        try:
+            devices.watch()
+        except OSError:
+            time.sleep(_LOOK)
+        else:
+            return
 
 
 def _say_ready() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import threading
 import time
 from pathlib import Path
@@ -48,6 +49,7 @@ class Devices:
         self._lock = threading.Lock()
         self._busy: dict[str, threading.Lock] = {}
         self._mending: set[str] = set()
+        self._again: set[str] = set()  # those that died since their mending began
         self._watching = False
 
     def way(self, target: Path) -> str:
@@ -61,29 +63,37 @@ class Devices:
         Raises:
             OSError: The server does not come, or the kernel refuses.
         """
-        if target in mounted():
-            return
-        target.mkdir(parents=True, exist_ok=True)
-        if folder.is_complete:
-            with contextlib.suppress(OSError):  # a kernel without file-backed mounts
-                mount(str(folder.data), target, "erofs")
-                return
         with self._lock:
             busy = self._busy.setdefault(folder.name, threading.Lock())
         with busy:
+            if target in mounted():
+                return
+            target.mkdir(parents=True, exist_ok=True)
+            if folder.is_complete:
+                with contextlib.suppress(OSError):  # a kernel without file-backed mounts
+                    mount(str(folder.data), target, "erofs")
+                    return
             number = _attached().get(folder.name)
             if number is None:
                 number = self._attach(folder.name)
-        mount(f"/dev/nbd{number}", target, "erofs")
+            mount(f"/dev/nbd{number}", target, "erofs")
 
     def release(self, name: str) -> bool:
         """Take a device away; return False while something is mounted from it."""
         number = _attached().get(name)
         if number is None:
             return True
-        if f"/dev/nbd{number}" in mounted().values():
-            return False
-        nbd.disconnect(number)
+        try:
+            # Whoever has it mounted, in whichever namespace, keeps others from having it alone.
+            alone = os.open(f"/dev/nbd{number}", os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return False
+            raise
+        try:
+            nbd.disconnect(number)
+        finally:
+            os.close(alone)
         return True
 
     def watch(self) -> None:
@@ -120,6 +130,7 @@ class Devices:
 
     def _mend(self, name: str) -> None:
         with self._lock:
+            self._again.add(name)
             if name in self._mending:
                 return
             self._mending.add(name)
@@ -127,7 +138,7 @@ class Devices:
 
     def _mended(self, name: str) -> None:
         attempt = 0
-        try:
+        while self._is_to_mend(name):
             while (number := _attached().get(name)) is not None:
                 try:
                     connection, _ = nbd.connect(self._server, name)
@@ -141,10 +152,16 @@ class Devices:
                     time.sleep(pause)
                 else:
                     self._log(f"nbd{number} has its server")
-                    return
-        finally:
-            with self._lock:
-                self._mending.discard(name)
+                    break
+
+    def _is_to_mend(self, name: str) -> bool:
+        """Whether it died since the last look; who says no is done with it."""
+        with self._lock:
+            if name in self._again:
+                self._again.discard(name)
+                return True
+            self._mending.discard(name)
+            return False
 
     def _attach(self, name: str) -> int:
         self.watch()

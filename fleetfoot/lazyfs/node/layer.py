@@ -58,7 +58,6 @@ class _Flight:
     def __init__(self) -> None:
         self.done = threading.Event()
         self.blocks: dict[int, bytes] = {}
-        self.error: Exception | None = None
 
 
 class Layer:
@@ -151,15 +150,14 @@ class Layer:
             flight.done.wait()
             if block in flight.blocks:
                 got[block] = flight.blocks[block]
-            elif not self.cache.has(block):
-                raise OSError(errno.EIO, f"another read of the same block failed: {flight.error}")
+            elif not self.cache.has(block):  # the other one gave up: this one has its own time
+                got.update(self.fetch(range(block, block + 1)))
         return {block: data for block, data in got.items() if block in wanted}
 
     def _fly(self, flight: _Flight, run: range, *, needed: bool) -> None:
         try:
-            flight.blocks = self._run(run)
+            flight.blocks = self._run(run, self._deadline if needed else 0)
         except Exception as error:
-            flight.error = error
             if not needed:
                 return  # it was only to come along
             if isinstance(error, OSError):
@@ -211,16 +209,16 @@ class Layer:
                     del self._flights[block]
         flight.done.set()
 
-    def _run(self, run: range) -> dict[int, bytes]:
+    def _run(self, run: range, deadline: float) -> dict[int, bytes]:
         size = self.table.block
         offset, count = run.start * size, sum(self.table.block_size(block) for block in run)
-        data = self._fetched(run, offset, count)
+        data = self._fetched(run, offset, count, deadline)
         if not self.cache.write(run.start, data):
             self.counts.add("uncached", len(run))
         pieces = (data[start : start + size] for start in range(0, count, size))
         return dict(zip(run, pieces, strict=True))
 
-    def _fetched(self, run: range, offset: int, count: int) -> bytes:
+    def _fetched(self, run: range, offset: int, count: int, deadline: float) -> bytes:
         """Ask until verified bytes came, or the deadline is over."""
         begun, attempt = time.monotonic(), 0
         damaged: Counter[int] = Counter()
@@ -246,12 +244,12 @@ class Layer:
             if damaged and min(damaged.values()) > 1:
                 raise self._failed(f"{why}, and again when they were fetched once more")
             waited = time.monotonic() - begun
-            if waited >= self._deadline:
+            if waited >= deadline:
                 raise self._failed(f"{why}; given up after {waited:.0f} s")
             if attempt == 0:
-                self._log(f"{why}; reads wait for up to {self._deadline:.0f} s")
+                self._log(f"{why}; reads wait for up to {deadline:.0f} s")
             pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
-            time.sleep(min(pause, max(self._deadline - waited, 0)))
+            time.sleep(min(pause, max(deadline - waited, 0)))
             attempt += 1
 
     def _known_origins(self) -> Sequence[Origin]:

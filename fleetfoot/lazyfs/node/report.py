@@ -1,6 +1,6 @@
 """What the node's services are doing: for people (`status.json`) and for Prometheus.
 
-`metrics.prom` is written for the textfile collector of node_exporter, which serves it over TLS with
+`metrics.prom` is meant for the textfile collector of node_exporter, which serves it over TLS with
 the node's other metrics: no port of its own.
 """
 

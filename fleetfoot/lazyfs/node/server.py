@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.distribution import Access, Repository
 from fleetfoot.lazyfs.node.layer import Counts, Layer
 from fleetfoot.lazyfs.node.store import Cache, Folder, Place, keep
@@ -143,8 +144,10 @@ class Server:
     def _complete(self, layer: Layer) -> bool:
         """Fetch some of what is missing; return False where that makes no sense for now."""
         begun, fetched = time.monotonic(), 0
-        while (run := _run(layer)) and time.monotonic() - begun < _PAUSE:
+        while time.monotonic() - begun < _PAUSE:
             try:
+                if not (run := _run(layer)):
+                    return True
                 layer.fetch(run)
             except OSError as error:
                 _log(f"in the background: {error}")
@@ -174,7 +177,13 @@ class Server:
                 return
 
     def _origins(self, folder: Folder) -> list[Repository]:
-        return [self._repository(place) for place in folder.places()]
+        found = []
+        for place in folder.places():
+            try:
+                found.append(self._repository(place))
+            except (OSError, FleetfootError) as error:  # others may have it, too
+                _log(f"{place.host}: {error}")
+        return found
 
     def _repository(self, place: Place) -> Repository:
         described = self.certs / place.host

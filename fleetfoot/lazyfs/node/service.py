@@ -88,12 +88,12 @@ class Service:
         target = request.labels.get(_TARGET, "")
         if target and self._lazily(request, target):
             raise SnapshotError("ALREADY_EXISTS", f"snapshot {target}: already exists")
-        made = self._snapshots.add(request.key, request.parent, ACTIVE, dict(request.labels))
+        made = self._added(request, ACTIVE)
         return message("PrepareSnapshotResponse")(mounts=self._mounts(made))
 
     def View(self, request: Any) -> Any:  # noqa: N802
         """Make a snapshot that can be read."""
-        made = self._snapshots.add(request.key, request.parent, VIEW, dict(request.labels))
+        made = self._added(request, VIEW)
         return message("ViewSnapshotResponse")(mounts=self._mounts(made))
 
     def Mounts(self, request: Any) -> Any:  # noqa: N802
@@ -168,6 +168,11 @@ class Service:
         return Empty()
 
     # How
+
+    def _added(self, request: Any, kind: int) -> Snapshot:
+        if request.parent:  # what it stands on comes first: a failure leaves nothing
+            self._mounts(self._snapshots.get(request.parent))
+        return self._snapshots.add(request.key, request.parent, kind, dict(request.labels))
 
     def _lazily(self, request: Any, target: str) -> bool:
         """Mount a layer lazily under the name of what containerd would unpack it to."""

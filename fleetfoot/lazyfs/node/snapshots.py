@@ -92,10 +92,12 @@ class Snapshots:
         self._by_key: dict[str, Snapshot] = {}
         for path in self._home.glob(f"*/{_KNOWN}"):
             try:
-                known = Snapshot(**json.loads(path.read_text()))
-            except (OSError, ValueError, TypeError):  # lost with the machine's power
+                plain = json.loads(path.read_text())
+            except ValueError:  # lost with the machine's power
                 path.unlink()
                 continue
+            fields = Snapshot.__dataclass_fields__  # another version may know others
+            known = Snapshot(**{key: plain[key] for key in fields if key in plain})
             self._by_key[known.key] = known
 
     def folder(self, snapshot: Snapshot) -> Path:
@@ -178,7 +180,7 @@ class Snapshots:
             gone = self.get(key)
             if any(each.parent == key for each in self._by_key.values()):
                 raise SnapshotError("FAILED_PRECONDITION", f"snapshot {key} has others on it")
-            (self._home / gone.folder / _KNOWN).unlink()
+            (self._home / gone.folder / _KNOWN).unlink(missing_ok=True)
             del self._by_key[key]
         return gone
 

@@ -232,7 +232,10 @@ class Cache:
         if not self._present[block >> 3] >> (block & 7) & 1:
             return None
         offset = block * self._table.block
-        data = os.pread(self._data, self._table.block_size(block), offset)
+        try:
+            data = os.pread(self._data, self._table.block_size(block), offset)
+        except OSError:  # of the disk: the registry has it
+            data = b""
         good = len(data) == self._table.block_size(block) and not self._table.wrong(block, data)
         bit = 1 << (block & 7)
         with self._lock:

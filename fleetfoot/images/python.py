@@ -1,0 +1,39 @@
+"""Python packages of an image: locked by version and hash, installed from outside."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.shell import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["install"]
+
+
+def install(root: Path, requirements: Path) -> None:
+    """Install packages where the image's own Python finds them; nothing of the image is run.
+
+    Args:
+        root: Root of the image, with Debian's Python.
+        requirements: Versions and hashes, as pip reads them.
+
+    Raises:
+        FleetfootError: The image has no Python, or a package is not to be had or another.
+    """
+    found = sorted(root.glob("usr/bin/python3.[0-9]*"))
+    if not found:
+        raise FleetfootError(
+            f"the image of {requirements} has no Python",
+            "its packages cannot be installed",
+            "add python3 to the packages of its mkosi.conf",
+        )
+    version = found[-1].name.removeprefix("python")
+    target = root / f"usr/local/lib/python{version}/dist-packages"
+    argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    argv += ["--require-hashes", "--python-version", version, "--target", str(target)]
+    argv += ["--disable-pip-version-check", "--root-user-action=ignore"]
+    run([*argv, "--requirement", str(requirements)], consequence="the image is not built")
