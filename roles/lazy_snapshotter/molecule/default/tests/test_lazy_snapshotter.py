@@ -42,8 +42,8 @@ def test_an_ordinary_image_is_unpacked(host):
     # The sandbox image: the one that is here without a registry. (Nothing is mounted: the root of a
     # machine of this kind is an overlay, on which the kernel wants no other.)
     snapshots = f"{CTR} snapshots --snapshotter=fleetfoot-lazy"
-    image = "localhost/fleetfoot/pause:1"
-    host.check_output(f"{CTR} images unpack --snapshotter=fleetfoot-lazy {image}")
+    archive = "/usr/local/share/fleetfoot/sandbox.tar"
+    host.check_output(f"{CTR} images import --local --snapshotter=fleetfoot-lazy {archive}")
     _, *rows = host.check_output(f"{snapshots} list").splitlines()
     (chain,) = [row.split()[0] for row in rows if row.split()[-1] == "Committed"]
     (mount,) = json.loads(host.check_output(f"{snapshots} view --mounts seen {chain}"))
