@@ -92,9 +92,11 @@ class Rewriter:
             FleetfootError: The layer is no archive, or has what an image cannot have.
         """
         put(_entry("./", tarfile.DIRTYPE, Directory()))
+        ended, end = _Ended(source), 0
+        stream: Any = ended  # all that tarfile calls of a stream
         try:
             with tarfile.open(
-                fileobj=source,
+                fileobj=stream,
                 mode="r|",
                 tarinfo=_Strict,
                 encoding="utf-8",
@@ -102,9 +104,13 @@ class Rewriter:
             ) as archive:
                 while (member := archive.next()) is not None:
                     self._one(archive, member, put)
+                    is_plain = member.isreg() and not member.issparse()
+                    end = member.offset_data + (member.size if is_plain else 0)
                     vars(archive)["members"] = []  # it would keep all of them
         except (tarfile.TarError, EOFError) as error:
             raise _refused(str(error)) from error
+        if end > ended.length:
+            raise _refused("its archive ends within a file")
         put(bytes(2 * tarfile.BLOCKSIZE))
         while source.read(_PIECE):  # what stands behind the end belongs to the layer's digest, too
             pass
@@ -210,6 +216,25 @@ class Rewriter:
             done = [] if target.startswith("/") else done[:-1]
             left = [part for part in target.split("/") if part not in {"", "."}] + left
         return done
+
+
+class _Ended:
+    """An archive with an end: some programs (umoci 0.4) leave it out, and Go's reader allows it."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source, self._end = source, b""
+        self._is_over = False
+        self.length = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._source.read(size)
+        self.length += len(data)
+        if not data and not self._is_over:
+            self._is_over = True
+            self._end = bytes(-self.length % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
+        if not data:
+            data, self._end = self._end[:size], self._end[size:]
+        return data
 
 
 class _Ignored(dict[str, str]):

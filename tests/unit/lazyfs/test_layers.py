@@ -187,6 +187,15 @@ def test_an_archive_that_was_cut_off_is_refused(cut: int) -> None:
         rewritten(archive(("a", {}), data=b"x" * 1024)[:cut])
 
 
+def test_an_archive_without_an_end_is_whole() -> None:
+    data = archive(("a", {}), ("b", {}), data=b"x" * 600)
+    last = 512 + 1024 + 512 + 600  # where the second file's data ends
+    made = vars(rewritten(data[:last]))["result"]
+    assert made == vars(rewritten(data))["result"]
+    with pytest.raises(FleetfootError, match="ends within a file"):
+        rewritten(data[: last - 1])
+
+
 def test_all_of_the_stream_is_read() -> None:
     stream = io.BytesIO(archive(("a", {})) + b"behind the end")
     Rewriter({}).write(stream, lambda _: None)
