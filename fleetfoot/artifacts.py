@@ -7,7 +7,6 @@ anew and an unchanged one never does.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from fleetfoot.errors import FleetfootError
+from fleetfoot.locks import alone
 from fleetfoot.paths import PROJECT, cache_dir
 
 if TYPE_CHECKING:
@@ -141,8 +141,7 @@ def _ensure(wanted: list[Module], progress: Callable[[str], None]) -> bool:
     programs = sum(len(module.programs) for module in todo)
     progress(f"building {programs} programs of {len(todo)} Go modules (once; then cached)")
     cache_dir().mkdir(parents=True, exist_ok=True)
-    with (cache_dir() / "programs.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(cache_dir() / "programs.lock"):
         for module in todo:
             if not module.built:
                 _build_module(module, progress)

@@ -37,8 +37,6 @@ __all__ = ["Converted", "Converter", "attach", "convert", "manifest_of", "unpack
 _INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
 _PIECE = 1 << 20
 _ARCHIVE = "application/vnd.oci.image.layer.v1.tar"
-#: Layers by the ending of their media type, and what unpacks them.
-_GZIP, _ZSTD, _PLAIN = ("gzip",), ("zstd",), ("tar", "layer.v1.tar")
 #: Settings that the bytes depend on. Times and names come from the layer alone. -Ededupe would save
 #: a little, but 1.8.6 does not end with it on some layers of small files.
 _OPTIONS = (
@@ -314,13 +312,13 @@ class _Hashed:
 def _unpacked(kind: str, packed: Path, converter: Converter, work: Path) -> Iterator[Any]:
     # `application/vnd.oci.image.layer.v1.tar+gzip`, `...rootfs.diff.tar.gzip`, `...layer.v1.tar`
     ending = kind.replace("+", ".").rpartition(".")[2]
-    if ending in _PLAIN:
+    if ending == "tar":
         with packed.open("rb") as stream:
             yield _Hashed(stream)
-    elif ending in _GZIP:
+    elif ending == "gzip":
         with gzip.open(packed) as unpacked, _damage_told():
             yield _Hashed(unpacked)
-    elif ending in _ZSTD:
+    elif ending == "zstd":
         argv = converter.command(work, "zstd", "--decompress", "--stdout", "--quiet", packed.name)
         with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
             assert process.stdout  # noqa: S101  # for mypy: it was asked for

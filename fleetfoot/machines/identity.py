@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fleetfoot.locks import alone
 from fleetfoot.paths import private_dir, write_private
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def unpin_host_key(known_hosts: Path, name: str) -> None:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Keep others from changing a file: machines are made side by side."""
-    with private_dir(path.parent).joinpath(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(private_dir(path.parent) / f".{path.name}.lock"):
         yield
 
 

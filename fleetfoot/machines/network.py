@@ -9,7 +9,6 @@ has its address again. Names resolve by dnsmasq in the namespace, which reads on
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import ipaddress
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
+from fleetfoot.locks import alone
 from fleetfoot.machines import process
 from fleetfoot.paths import StackPaths, private_dir, write_private
 from fleetfoot.shell import run, succeeds
@@ -309,8 +309,7 @@ table ip {self._table} {{
     def _addresses(self) -> Iterator[dict[str, str]]:
         """Give the address map under a lock, and save it when it changed."""
         path = private_dir(self.paths.network) / "addresses.json"
-        with (self.paths.network / "addresses.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(self.paths.network / "addresses.lock"):
             given: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
             before = dict(given)
             yield given

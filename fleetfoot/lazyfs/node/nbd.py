@@ -13,9 +13,12 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["Deaths", "Export", "attach", "connect", "disconnect", "is_attached", "reattach"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Deaths", "Export", "attach", "connect", "disconnect", "reattach"]
 
 _GENERIC, _CONTROL_ID = 16, 16  # NETLINK_GENERIC, GENL_ID_CTRL
 _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 3, 1, 2
@@ -176,11 +179,6 @@ class Deaths:
             body = data[_HEADER.size :]
             if body[0] == _LINK_DEAD:
                 return int(struct.unpack("=I", _attributes(body[4:])[_INDEX])[0])
-
-
-def is_attached(number: int) -> bool:
-    """Whether a device has something behind it."""
-    return Path(f"/sys/block/nbd{number}/pid").exists()
 
 
 def _ask(command: int, *attributes: bytes) -> dict[int, bytes]:

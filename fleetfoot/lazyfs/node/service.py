@@ -99,6 +99,7 @@ class Service:
     def Mounts(self, request: Any) -> Any:  # noqa: N802
         """Return what is mounted to get at a snapshot."""
         known = self._snapshots.get(request.key)
+        self._make_ready(known)
         return message("MountsResponse")(mounts=self._mounts(known))
 
     def Commit(self, request: Any) -> Any:  # noqa: N802
@@ -171,7 +172,7 @@ class Service:
 
     def _added(self, request: Any, kind: int) -> Snapshot:
         if request.parent:  # what it stands on comes first: a failure leaves nothing
-            self._mounts(self._snapshots.get(request.parent))
+            self._make_ready(self._snapshots.get(request.parent))
         return self._snapshots.add(request.key, request.parent, kind, dict(request.labels))
 
     def _lazily(self, request: Any, target: str) -> bool:
@@ -208,11 +209,13 @@ class Service:
             told = f"snapshot {snapshot.key} is not mounted: {error}"
             raise SnapshotError("UNAVAILABLE", told) from error
 
-    def _mounts(self, snapshot: Snapshot) -> list[Any]:
+    def _make_ready(self, snapshot: Snapshot) -> None:
         # A layer that is not there would be an empty folder, and its files missing without a word.
         for each in (snapshot, *self._snapshots.below(snapshot)):
             if each.layer:
                 self._mounted(each)
+
+    def _mounts(self, snapshot: Snapshot) -> list[Any]:
         return [
             message("Mount")(type=each.type, source=each.source, options=each.options)
             for each in self._snapshots.mounts(snapshot)
