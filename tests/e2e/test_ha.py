@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import ssl
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from tests.e2e.counter import Counter, counting
 from tests.e2e.stacks import Stack, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 pytestmark = pytest.mark.e2e
 
@@ -364,7 +365,7 @@ def test_one_that_died_is_replaced_before_one_that_serves(ha: Stack) -> None:
     recovered(ha)
 
 
-def fill(stack: Stack, folder: Path, kind: str, numbers: range) -> str:
+def fill(stack: Stack, folder: Path, kind: str, numbers: Iterable[int]) -> str:
     """Create large objects; return what kubectl said."""
     told = {"involvedObject": {"namespace": "default"}} if kind == "Event" else {}
     items = [
@@ -473,12 +474,19 @@ def test_a_full_disk_says_so_and_the_others_go_on(
     def member() -> Any:
         return next(row for row in ha.status()["etcd"] if row["member"] == small_disk)
 
+    # Less than the quota, at which all would stop.
+    numbers = iter(range(3 * _SMALL_QUOTA // 4 // _FILLER_BYTES))
+
+    def stopped() -> bool:
+        # Each time anew, for it gives back room when it drops an old log.
+        ha.ssh(small_disk, "cat /dev/zero >> /var/lib/etcd/filler", check=False)
+        if some := list(islice(numbers, 32)):
+            fill(ha, tmp_path, "ConfigMap", some)
+        return not member()["ready"]
+
     eventually(lambda: member()["ready"])
     with counting(ha) as online:
-        ha.ssh(small_disk, "cat /dev/zero > /var/lib/etcd/filler", check=False)
-        # Less than the quota, at which all would stop.
-        fill(ha, tmp_path, "ConfigMap", range(_SMALL_QUOTA // 2 // _FILLER_BYTES))
-        eventually(lambda: not member()["ready"])
+        eventually(stopped)
         assert any(told.startswith("DISK") for told in member()["alarms"])
         goes_on(online, 10)
         ha.ssh(small_disk, "rm /var/lib/etcd/filler")
