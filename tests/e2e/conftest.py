@@ -62,6 +62,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         if told.returncode:
             continue
         for machine in json.loads(told.stdout)["machines"]:
+            for log in ("console.log", "qemu.log"):
+                file = stack.paths.machines / machine["name"] / log
+                if file.exists():
+                    said = file.read_text(errors="replace")[-2000:]
+                    report.sections.append((f"end of {machine['name']}'s {log}", said))
             if machine["backend"] == "nspawn" and machine["ready"]:
                 said = stack.ssh(machine["name"], _JOURNAL, check=False)
                 report.sections.append((f"services of {machine['name']}", said))
