@@ -7,13 +7,26 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-__all__ = ["roles_of"]
+__all__ = ["content_of", "roles_of"]
 
 _PLAYBOOK = "ansible.builtin.import_playbook"
 _ROLE = ("ansible.builtin.include_role", "ansible.builtin.import_role")
+
+
+#: What roles install from beside their folders, below the project.
+_BESIDE = {"lazy_snapshotter": ("fleetfoot/__init__.py", "fleetfoot/errors.py", "fleetfoot/lazyfs")}
+
+
+def content_of(project: Path, roles: Iterable[str]) -> list[Path]:
+    """Return the files and folders with all that roles bring to a machine, but programs."""
+    parts = []
+    for role in roles:
+        parts.append(project / "roles" / role)
+        parts += [project / path for path in _BESIDE.get(role, ())]
+    return parts
 
 
 def roles_of(playbook: Path, group: str = "") -> list[str]:

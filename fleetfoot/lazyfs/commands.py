@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from fleetfoot.console import err, out
 from fleetfoot.errors import FleetfootError
 from fleetfoot.images import build
+from fleetfoot.lazyfs import nodes, trace
 from fleetfoot.lazyfs.artifact import Descriptor, layers_of
 from fleetfoot.lazyfs.compare import differences
-from fleetfoot.lazyfs.convert import Converter, attach, convert, manifest_of, unpack
+from fleetfoot.lazyfs.convert import (
+    Converter,
+    attach,
+    attach_traced,
+    convert,
+    manifest_of,
+    unpack,
+)
 from fleetfoot.lazyfs.distribution import Access, Reference, Repository
 from fleetfoot.lazyfs.stores import Layout, Remote, artifact_of
 from fleetfoot.paths import StackPaths, cache_dir
@@ -31,6 +40,7 @@ __all__ = ["lazy"]
 
 lazy = typer.Typer(help="Images that start before they are pulled.", no_args_is_help=True)
 _SHOWN = 20  # differences in a table that a person reads
+_BAR = 12  # characters
 _LAYOUT = "oci:"
 # The code that rewrites layers: a new number where the same layer becomes other bytes.
 _FORM = 1
@@ -195,6 +205,78 @@ def lazy_diff(
                     to.write(piece)
         problems = list(differences(files, work / "layout", "image", work))
     _tell(problems, f"{image}: the lazy tree is the ordinary one")
+
+
+@lazy.command("trace")
+def lazy_trace(
+    image: Image,
+    node: Annotated[str, typer.Option(help="Node on which a container of the image was started.")],
+    platform: Platform = "linux/amd64",
+    stack: Stack = "local",
+    authfile: AuthFile = None,
+    *,
+    authority: Authority = None,
+) -> None:
+    """Record what a start reads, so that nodes fetch it ahead, in that order.
+
+    Takes what containers of the image read on the node so far, since it was first mounted there;
+    so ask soon after a start. It replaces what was recorded before.
+    """
+    store, wanted = _store(image, stack, authfile, authority)
+    _, found = _lazy_form(store, wanted, platform)
+    names = [each.table.digest.removeprefix("sha256:") for each in found.layers]
+    read = nodes.touched(stack, node, names)
+    recorded = trace.dump(read)
+    if not trace.parse(recorded):
+        raise FleetfootError(
+            f"{node} has read nothing of {image}",
+            "nothing was recorded",
+            f"start a container of it on {node}; `fleetfoot lazy status` shows what it has",
+        )
+    changed = attach_traced(store, found, recorded)
+    blocks = sum(map(len, read.values()))
+    err.print(
+        f"{blocks} blocks: {'recorded' if changed else 'as was recorded before'}", highlight=False
+    )
+
+
+@lazy.command("status")
+def lazy_status(
+    stack: Stack = "local",
+    node: Annotated[str, typer.Option(help="One node; all of them otherwise.")] = "",
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show what nodes have mounted lazily: how much of it is there, and how it is read."""
+    found = nodes.statuses(stack, node)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    table = Table("node", "image", "MiB", "here", "", "read by", title="lazy images")
+    counts = Table("node", "fetched MiB", "requests", "damaged", "failed reads", "errors")
+    for name, said in found.items():
+        if "error" in said:
+            err.print(f"{name}: {said['error']}", highlight=False, soft_wrap=True)
+            continue
+        for image in said["images"]:
+            ways = sorted({layer["way"] or "nothing yet" for layer in image["layers"]})
+            part = 100 * image["present"] // max(image["bytes"], 1)
+            size = f"{image['bytes'] / 2**20:.1f}"
+            bar = ProgressBar(100, part, width=_BAR)
+            table.add_row(name, image["reference"], size, bar, f"{part} %", ", ".join(ways))
+        seen = said["counts"]
+        counts.add_row(
+            name,
+            f"{seen.get('bytes_fetched', 0) / 2**20:.1f}",
+            f"{seen.get('requests', 0):.0f}",
+            f"{sum(seen.get(f'corrupted_{where}', 0) for where in ('cached', 'fetched')):.0f}",
+            f"{seen.get('reads_failed', 0):.0f}",
+            f"{sum(n for key, n in seen.items() if key.startswith('errors_')):.0f}",
+        )
+    out.print(table)
+    out.print(counts)
+    if any("error" in said for said in found.values()):
+        raise typer.Exit(1)
 
 
 def converter() -> Converter:

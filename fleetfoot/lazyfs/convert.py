@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fleetfoot.lazyfs.stores import Store
 
-__all__ = ["Converted", "Converter", "attach", "convert", "manifest_of", "unpack"]
+__all__ = ["Converted", "Converter", "attach", "attach_traced", "convert", "manifest_of", "unpack"]
 
 _INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
 _PIECE = 1 << 20
@@ -387,10 +387,26 @@ def _entries(plain: Mapping[str, Any]) -> dict[str, Directory | None]:
 
 
 def attach(store: Store, converted: Converted) -> bool:
-    """Keep a lazy form beside its image; return whether that changed anything."""
+    """Keep a lazy form beside its image; return whether that changed anything.
+
+    A trace that was recorded of the same form stays.
+    """
     artifact = converted.artifact
     with contextlib.suppress(FleetfootError):  # what is not usable is replaced
-        if artifact_of(store, artifact.subject.digest) == artifact:
+        found = artifact_of(store, artifact.subject.digest)
+        if found and replace(found, trace=None) == artifact:
             return False
     store.attach(artifact, converted.blobs)
+    return True
+
+
+def attach_traced(store: Store, found: Artifact, recorded: bytes) -> bool:
+    """Keep a trace with the lazy form of an image; return whether that changed anything."""
+    traced = found.traced(recorded)
+    if traced == found or not traced.trace:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        file.write_bytes(recorded)
+        store.attach(traced, {traced.trace.digest: file})
     return True

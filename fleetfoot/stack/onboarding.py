@@ -17,7 +17,7 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.images.definition import content_key
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.paths import PROJECT, StackPaths, private_dir, write_private
-from fleetfoot.roles import roles_of
+from fleetfoot.roles import content_of, roles_of
 from fleetfoot.shell import FAMILY
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _PATIENCE, _PAUSE = 60.0, 1.0
 def playbook_digest(playbook: str) -> str:
     """Return a hash of a playbook, its roles, variables, plug-ins and the node software."""
     path = PROJECT / "playbooks" / playbook
-    roles = [PROJECT / "roles" / role for role in roles_of(path)]
+    roles = content_of(PROJECT, roles_of(path))
     shared = [PROJECT / "playbooks" / "group_vars", PROJECT / "plugins"]
     return f"{content_key([path, *roles, *shared], PROJECT)}-{artifacts.directory().name}"
 

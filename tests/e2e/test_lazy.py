@@ -1,24 +1,216 @@
-"""An image of the environment's registry is made lazy."""
+"""Images of the environment's registry are made lazy, and containers read them through faults."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
+
+from tests.e2e.stacks import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.e2e.stacks import Stack
 
 pytestmark = pytest.mark.e2e
 
+NODE = "worker-1"
+PIECE = 1 << 20
+PIECES = 24
+#: Of the image's file: what `read` has not asked for is not on the node, for nothing completes it.
+READ = (
+    "import sys, hashlib; f = open('/piece', 'rb'); f.seek({start});"
+    " print(hashlib.sha256(f.read({count})).hexdigest())"
+)
+UNIT = "/etc/systemd/system/fleetfoot-lazy-sectors.service"
+
+
+def sample_image(stack: Stack) -> str:
+    """Return the reference of the sample service's image."""
+    pod = stack.get("pods", "--namespace=sample")["items"][0]
+    return str(pod["spec"]["containers"][0]["image"])
+
 
 def test_an_image_of_the_registry_is_made_lazy(environment: Stack) -> None:
-    pod = environment.get("pods", "--namespace=sample")["items"][0]
-    named = pod["spec"]["containers"][0]["image"]
+    named = sample_image(environment)
     environment.fleetfoot("lazy", "convert", named)
     assert "was attached already" in environment.fleetfoot("lazy", "convert", named).stdout
     shown = environment.fleetfoot("lazy", "inspect", named, "--json").stdout
     assert json.loads(shown)["subject"] == named.partition("@")[2]
     assert "is what its tables say" in environment.fleetfoot("lazy", "verify", named).stdout
     assert "is the ordinary one" in environment.fleetfoot("lazy", "diff", named).stdout
+
+
+class Reader:
+    """A pod whose image was mounted lazily.
+
+    Attributes:
+        stack: Its environment.
+        image: Its reference.
+        content: What its file `/piece` has.
+        layers: Digests of its layers.
+    """
+
+    def __init__(self, stack: Stack, image: str, content: bytes, layers: list[str]) -> None:
+        self.stack, self.image, self.content, self.layers = stack, image, content, layers
+        self._next = 0
+
+    def start(self, name: str) -> None:
+        """Run a pod of it."""
+        container = {"name": "reader", "image": self.image, "command": ["sleep", "infinity"]}
+        spec = {"nodeName": NODE, "containers": [container], "terminationGracePeriodSeconds": 0}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+        file = self.stack.paths.root / f"{name}.yml"
+        file.write_text(yaml.safe_dump(pod))
+        self.stack.kubectl("apply", "-f", str(file))
+        self.stack.kubectl("wait", f"pod/{name}", "--for=condition=Ready", "--timeout=180s")
+
+    def starts_reading(self, pieces: int = 1) -> tuple[subprocess.Popen[str], str]:
+        """Begin to read what was never read; return who does, and the digest that it must print."""
+        start, self._next = self._next, self._next + pieces
+        assert self._next <= PIECES
+        script = READ.format(start=start * PIECE, count=pieces * PIECE)
+        read = self.stack.start("kubectl", "--", "exec", "reader", "--", "python3", "-c", script)
+        wanted = self.content[start * PIECE : (start + pieces) * PIECE]
+        return read, hashlib.sha256(wanted).hexdigest()
+
+    def reads(self, pieces: int = 1) -> None:
+        """Read what was never read."""
+        read, wanted = self.starts_reading(pieces)
+        said, _ = read.communicate(timeout=120)
+        assert wanted in said, said
+
+    def counts(self) -> dict[str, float]:
+        """Return what the node's server counted since it was started."""
+        said = self.stack.ssh(NODE, "cat /run/fleetfoot-lazy/stats.json", check=False)
+        return dict(json.loads(said)["counts"]) if said.startswith("{") else {}
+
+
+def run(stack: Stack, *argv: str) -> str:
+    """Run skopeo or umoci; skopeo with the credential for the environment's registry."""
+    folder = stack.paths.root / "registry"
+    options = [f"--authfile={folder / 'auth.json'}"] if argv[:2] == ("skopeo", "copy") else []
+    options += [f"--{side}-cert-dir={folder / 'certs'}" for side in ("src", "dest") if options]
+    done = subprocess.run([*argv, *options], check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def reader(environment: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """A pod of a lazy image, of which the node fetches only what is read."""
+    if not environment.ssh(NODE, f"ls {UNIT}", check=False).startswith(UNIT):
+        pytest.skip("workers do not have the role lazy_snapshotter yet (docs/adr/0006)")
+    folder, content = tmp_path_factory.mktemp("image"), os.urandom(PIECES * PIECE)
+    host, _, sample = sample_image(environment).partition("/")
+    outside = f"docker://{environment.machine('control-1')['address']}:5000"
+    layout, tree = folder / "layout", folder / "tree"
+    run(environment, "skopeo", "copy", f"{outside}/{sample}", f"oci:{layout}:sample")
+    run(environment, "umoci", "raw", "unpack", "--image", f"{layout}:sample", str(tree))
+    (tree / "piece").write_bytes(content)
+    # A layer of its own: the node has those of the sample unpacked.
+    run(environment, "umoci", "new", "--image", f"{layout}:reader")
+    run(environment, "umoci", "insert", "--image", f"{layout}:reader", str(tree), "/")
+    run(environment, "skopeo", "copy", f"oci:{layout}:reader", f"{outside}/reader:1")
+    layers = json.loads(run(environment, "skopeo", "inspect", f"oci:{layout}:reader"))["Layers"]
+    image = f"{host}/reader:1"
+    environment.fleetfoot("lazy", "convert", image)
+    made = Reader(environment, image, content, layers)
+    restart = "systemctl daemon-reload && systemctl restart fleetfoot-lazy-sectors"
+    environment.ssh(NODE, f"cp {UNIT} /run/; sed -i 's/rate=[0-9]*/rate=0/' {UNIT} && {restart}")
+    try:
+        made.start("reader")
+        yield made
+    finally:
+        environment.kubectl("delete", "pod", "reader", "another", "--ignore-not-found", "--now")
+        environment.ssh(NODE, f"mv /run/{UNIT.rpartition('/')[2]} {UNIT} && {restart}")
+
+
+def test_no_layer_of_a_lazy_image_is_unpacked(reader: Reader) -> None:
+    rows = [row.split() for row in reader.stack.ssh(NODE, "cat /proc/mounts").splitlines()]
+    mounts = {row[1]: row[0] for row in rows if row[1].startswith("/var/lib/fleetfoot-lazy/")}
+    assert len(mounts) == len(reader.layers)
+    assert all(source.startswith("/dev/nbd") for source in mounts.values()), mounts
+    blobs = "/var/lib/containerd/io.containerd.content.v1.content/blobs/sha256"
+    kept = reader.stack.ssh(NODE, f"ls {blobs}").split()
+    assert kept
+    assert not {layer.partition(":")[2] for layer in reader.layers} & set(kept)
+    assert 0 < reader.counts()["bytes_fetched"] < PIECES * PIECE
+
+
+def killed(stack: Stack, unit: str) -> None:
+    """End a unit's process at once."""
+    stack.ssh(NODE, f"systemctl kill --signal=KILL {unit}")
+
+
+@pytest.mark.parametrize("unit", ["fleetfoot-lazy-sectors", "fleetfoot-lazy"])
+def test_a_read_waits_for_a_service_that_was_killed(reader: Reader, unit: str) -> None:
+    read, wanted = reader.starts_reading(2)
+    killed(reader.stack, unit)
+    said, _ = read.communicate(timeout=120)
+    assert wanted in said, said
+    reader.reads()
+
+
+def test_pods_start_while_the_snapshotter_is_started_anew(reader: Reader) -> None:
+    reader.stack.ssh(NODE, "systemctl kill --signal=KILL fleetfoot-lazy")
+    reader.start("another")
+    reader.stack.kubectl("delete", "pod", "another", "--now")
+
+
+@contextlib.contextmanager
+def registry_away(stack: Stack) -> Iterator[None]:
+    """Stop the registry for a while."""
+    stack.ssh("control-1", "systemctl stop docker-registry")
+    try:
+        yield
+    finally:
+        stack.ssh("control-1", "systemctl start docker-registry")
+
+
+def test_a_read_waits_for_a_registry_that_is_away(reader: Reader) -> None:
+    reader.reads()
+    with registry_away(reader.stack):
+        errors = reader.counts().get("errors_unreachable", 0)
+        read, wanted = reader.starts_reading()
+        eventually(lambda: reader.counts().get("errors_unreachable", 0) > errors)
+        # What was read goes on being read.
+        again = READ.format(start=0, count=PIECE)
+        said = reader.stack.kubectl("exec", "reader", "--", "python3", "-c", again)
+        assert hashlib.sha256(reader.content[:PIECE]).hexdigest() in said
+        assert read.poll() is None
+    said, _ = read.communicate(timeout=120)
+    assert wanted in said, said
+
+
+def test_what_was_damaged_on_the_node_is_fetched_again(reader: Reader) -> None:
+    def everything() -> str:
+        script = READ.format(start=0, count=PIECES * PIECE)
+        return reader.stack.kubectl("exec", "reader", "--", "python3", "-c", script).strip()
+
+    digest = hashlib.sha256(reader.content).hexdigest()
+    assert digest in everything()
+    damage = "for f in /var/lib/fleetfoot-lazy/layers/*/data; do"
+    damage += ' count=$(($(stat --format=%s "$f") / (1 << 20) - 1)); [ $count -lt 1 ] ||'
+    damage += ' dd if=/dev/zero of="$f" bs=1M seek=1 count=$count conv=notrunc status=none; done'
+    reader.stack.ssh(NODE, f"{damage}; systemctl restart fleetfoot-lazy-sectors")
+    reader.stack.ssh(NODE, "echo 3 > /proc/sys/vm/drop_caches")
+    assert digest in everything()
+    assert reader.counts()["corrupted_cached"] > 0
+
+
+def test_status_and_trace_say_what_was_read(reader: Reader) -> None:
+    stack = reader.stack
+    said = stack.fleetfoot("lazy", "status", "--node", NODE, "--json").stdout
+    shown = {image["reference"]: image for image in json.loads(said)[NODE]["images"]}[reader.image]
+    assert 0 < shown["present"] <= shown["bytes"]
+    assert {layer["way"] for layer in shown["layers"]} == {"nbd"}
+    assert NODE in stack.fleetfoot("lazy", "status").stdout
+    assert "recorded" in stack.fleetfoot("lazy", "trace", reader.image, "--node", NODE).stdout
+    assert "attached already" in stack.fleetfoot("lazy", "convert", reader.image).stdout

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -11,8 +13,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
-import grpc
+from grpclib.server import Server
 
 from fleetfoot.lazyfs.node.devices import Devices
 from fleetfoot.lazyfs.node.images import Images
@@ -21,11 +24,12 @@ from fleetfoot.lazyfs.node.service import Service
 from fleetfoot.lazyfs.node.snapshots import Snapshots
 
 _CALLS_AT_ONCE = 32
+_FIRST_PASSED = 3  # the number of what systemd opened, sd_listen_fds(3)
 _LOOK = 5.0  # seconds until the kernel is asked again for network block devices
 _GRACE = 5.0  # seconds for calls that are under way when it ends
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Serve until told to end."""
     options = _options()
     os.umask(0o077)
@@ -34,23 +38,42 @@ def main() -> int:
     devices = Devices(options.server, dead_timeout=options.dead_timeout, log=_log)
     snapshots = Snapshots(options.root, volatile=options.volatile)
     images = Images(options.root, options.certs, _log)
-    service = Service(options.root, snapshots, images, devices, _log)
+    calls = ThreadPoolExecutor(_CALLS_AT_ONCE)
+    service = Service(options.root, snapshots, images, devices, _log, calls=calls)
     reporter = Reporter(options.run, snapshots, devices, _log)
-    server = grpc.server(ThreadPoolExecutor(_CALLS_AT_ONCE))
-    server.add_generic_rpc_handlers((service.handlers(),))
-    options.address.unlink(missing_ok=True)
-    server.add_insecure_port(f"unix:{options.address}")  # a socket that root alone may open
-    server.start()
-    _say_ready()
     # What a call needs is mounted with it; the rest must not keep other images waiting.
     for work in (lambda: _watched(devices), service.restore, reporter.work):
         threading.Thread(target=work, daemon=True).start()
-    ended = threading.Event()
+    asyncio.run(_serve(service, _listening(options.address)))
+    # A call that still waits for its registry is made again: containerd's socket stays.
+    calls.shutdown(wait=False, cancel_futures=True)
+    sys.stderr.flush()
+    os._exit(0)
+
+
+async def _serve(service: Service, listening: socket.socket) -> None:
+    """Answer until told to end, and what is under way then for a while."""
+    server = Server([service])
+    await server.start(sock=listening)
+    _say_ready()
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    ended.wait()
-    server.stop(_GRACE).wait()
-    return 0
+        loop.add_signal_handler(number, ended.set)
+    await ended.wait()
+    server.close()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(server.wait_closed(), _GRACE)
+
+
+def _listening(address: Path) -> socket.socket:
+    """Return systemd's socket, where calls wait while this is not running; else one of our own."""
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        return socket.socket(fileno=_FIRST_PASSED)
+    address.unlink(missing_ok=True)
+    own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    own.bind(str(address))  # root alone may open it
+    own.listen()
+    return own
 
 
 def _options() -> argparse.Namespace:
@@ -92,4 +115,4 @@ def _log(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,6 +6,7 @@ numbers and names are those of api/services/snapshots/v1/snapshots.proto and typ
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from google.protobuf import (
@@ -87,6 +88,7 @@ _PLAIN = {
 }
 
 
+@functools.cache  # before protobuf 4, each factory has classes of its own
 def message(name: str) -> Any:
     """Return the class of a message of the service, or `Mount`."""
     full = "containerd.types.Mount" if name == "Mount" else f"{_PACKAGE}.{name}"

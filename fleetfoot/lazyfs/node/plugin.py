@@ -2,7 +2,7 @@
 
 nbdkit loads this file through its Python plug-in (nbdkit-python-plugin(3)), whose names these are.
 The name of an export is that of a layer's folder. The command line's parameters are the
-fields of `Server`: `root`, `certs`, `deadline`, `rate`, `stats`.
+fields of `Server`: `root`, `certs`, `deadline`, `rate`, `watermark`, `stats`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def config(key: str, value: str) -> None:
         "certs": Path,
         "deadline": float,
         "rate": float,
+        "watermark": float,
         "stats": Path,
     }
     if key not in takes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -36,6 +37,8 @@ class Server:
         certs: Folder with containerd's descriptions of registries.
         deadline: Seconds for which a read waits for its registry.
         rate: Bytes a second that the background fetches; 0 turns it off.
+        watermark: Part of the disk (0 to 1) above which the background fetches nothing: what nobody
+            has read yet must not make the kubelet remove images or pods.
         stats: File for what happened; none is written where it is None. Which blocks were read of a
             layer stands beside it, in `touched-<name>.json`.
     """
@@ -44,6 +47,7 @@ class Server:
     certs: Path = Path("/etc/containerd/certs.d")
     deadline: float = 300.0
     rate: float = 16 * 2**20
+    watermark: float = 0.8
     stats: Path | None = None
     counts: Counts = field(default_factory=Counts)
     _layers: dict[str, Layer] = field(default_factory=dict)
@@ -90,7 +94,7 @@ class Server:
             try:
                 self._forget()
                 self.report()
-                if self.rate:
+                if self.rate and self._has_room():
                     self._complete_something()
             except Exception as error:  # nothing may end what all reads rely on
                 _log(f"in the background: {type(error).__name__}: {error}")
@@ -127,6 +131,10 @@ class Server:
                 self._told.pop(name, None)
                 if self.stats:
                     self.stats.with_name(f"touched-{name}.json").unlink(missing_ok=True)
+
+    def _has_room(self) -> bool:
+        disk = os.statvfs(self.root)
+        return disk.f_bavail > disk.f_blocks * (1 - self.watermark)
 
     def _complete_something(self) -> None:
         now = time.monotonic()

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
+import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
-import grpc
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import GRPCError
 
 from fleetfoot.lazyfs.node import api
-from fleetfoot.lazyfs.node.api import ACTIVE, COMMITTED, VIEW, Empty, message
+from fleetfoot.lazyfs.node.api import ACTIVE, VIEW, Empty, message
 from fleetfoot.lazyfs.node.devices import unmounted
 from fleetfoot.lazyfs.node.snapshots import Snapshot, SnapshotError
 from fleetfoot.lazyfs.node.store import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Executor
     from pathlib import Path
+
+    from grpclib.server import Stream
 
     from fleetfoot.lazyfs.node.devices import Devices
     from fleetfoot.lazyfs.node.images import Images
@@ -41,6 +44,7 @@ class Service:
         images: Whether images are mounted lazily.
         devices: Where lazy layers are mounted from.
         log: Takes a line for the journal.
+        calls: What calls are answered in, for they wait for mounts.
     """
 
     def __init__(
@@ -50,27 +54,25 @@ class Service:
         images: Images,
         devices: Devices,
         log: Callable[[str], object],
+        *,
+        calls: Executor,
     ) -> None:
         self._root, self._snapshots, self._images = root, snapshots, images
+        self._calls = calls
         self._devices, self._log = devices, log
         self._lock = threading.Lock()
 
-    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """Return what answers gRPC calls."""
+    def __mapping__(self) -> dict[str, Handler]:
+        """Return what answers gRPC calls: grpclib's name for it."""
         methods = {}
         for name, (request, response, many) in api.METHODS.items():
-            answer = message(response) if response else Empty
-            make = (
-                grpc.unary_stream_rpc_method_handler
-                if many
-                else grpc.unary_unary_rpc_method_handler
+            methods[f"/{api.SERVICE}/{name}"] = Handler(
+                self._handler(getattr(self, name), many=many),
+                Cardinality.UNARY_STREAM if many else Cardinality.UNARY_UNARY,
+                message(request),
+                message(response) if response else Empty,
             )
-            methods[name] = make(
-                self._many(getattr(self, name)) if many else self._one(getattr(self, name)),
-                request_deserializer=message(request).FromString,
-                response_serializer=answer.SerializeToString,
-            )
-        return grpc.method_handlers_generic_handler(api.SERVICE, methods)
+        return methods
 
     def restore(self) -> None:
         """Mount again what was mounted before the machine was restarted."""
@@ -84,11 +86,8 @@ class Service:
     # The methods of the service, by their names in it.
 
     def Prepare(self, request: Any) -> Any:  # noqa: N802
-        """Make a snapshot that can be written, or find that it is there already."""
-        target = request.labels.get(_TARGET, "")
-        if target and self._lazily(request, target):
-            raise SnapshotError("ALREADY_EXISTS", f"snapshot {target}: already exists")
-        made = self._added(request, ACTIVE)
+        """Make a snapshot that can be written, or one with all of a lazy layer in it."""
+        made = self._lazily(request) or self._added(request, ACTIVE)
         return message("PrepareSnapshotResponse")(mounts=self._mounts(made))
 
     def View(self, request: Any) -> Any:  # noqa: N802
@@ -104,7 +103,7 @@ class Service:
 
     def Commit(self, request: Any) -> Any:  # noqa: N802
         """Make a snapshot one that others can stand on."""
-        self._snapshots.commit(request.name, request.key, dict(request.labels))
+        self._snapshots.commit(request.name, request.key, dict(request.labels), request.parent)
         return Empty()
 
     def Remove(self, request: Any) -> Any:  # noqa: N802
@@ -170,36 +169,32 @@ class Service:
 
     # How
 
-    def _added(self, request: Any, kind: int) -> Snapshot:
+    def _added(self, request: Any, kind: int, *, layer: str = "") -> Snapshot:
         if request.parent:  # what it stands on comes first: a failure leaves nothing
             self._make_ready(self._snapshots.get(request.parent))
-        return self._snapshots.add(request.key, request.parent, kind, dict(request.labels))
+        labels = dict(request.labels)
+        return self._snapshots.add(request.key, request.parent, kind, labels, layer=layer)
 
-    def _lazily(self, request: Any, target: str) -> bool:
-        """Mount a layer lazily under the name of what containerd would unpack it to."""
+    def _lazily(self, request: Any) -> Snapshot | None:
+        """Mount a layer lazily where containerd would unpack it.
+
+        It takes a read-only mount for a layer whose content is there, and only commits that.
+        """
         labels = dict(request.labels)
         named = [labels.get(name, "") for name in (_REFERENCE, _MANIFEST, _LAYER)]
-        if not all(named):
-            return False
-        # containerd looks for it by label and parent; its name is ours.
-        name = f"{target}/{hashlib.sha256(request.parent.encode()).hexdigest()[:12]}"
+        if _TARGET not in labels or not all(named):
+            return None
         folder = self._images.layer(*named)
-        with self._lock:
-            known = self._snapshots.find(name)
-            if known is None:
-                if folder is None:
-                    return False
-                known = self._snapshots.add(
-                    name, request.parent, COMMITTED, labels, layer=folder.name
-                )
+        if folder is None:
+            return None
+        made = self._added(request, ACTIVE, layer=folder.name)
         try:
-            self._mounted(known)
+            self._mounted(made)
         except SnapshotError as error:
             self._log(f"{named[0]}: {named[2]} is pulled as ever: {error}")
-            with contextlib.suppress(SnapshotError):  # others stand on it, who wait for it as well
-                self._dropped(self._snapshots.folder(self._snapshots.remove(name)).parent)
-            return False
-        return True
+            self._dropped(self._snapshots.folder(self._snapshots.remove(made.key)).parent)
+            return None
+        return made
 
     def _mounted(self, snapshot: Snapshot) -> None:
         folder = Folder.of(self._root, snapshot.layer)
@@ -225,27 +220,24 @@ class Service:
         if unmounted(folder / "fs"):
             self._snapshots.drop(folder)
 
-    def _one(self, method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
-        def answer(request: Any, context: grpc.ServicerContext) -> Any:
+    def _handler(
+        self, method: Callable[[Any], Any], *, many: bool
+    ) -> Callable[[Stream[Any, Any]], Any]:
+        def answers(request: Any) -> list[Any]:
             try:
-                return method(request)
+                return list(method(request)) if many else [method(request)]
             except SnapshotError as error:
-                context.abort(getattr(grpc.StatusCode, error.code), str(error))
+                raise GRPCError(Status[error.code], str(error)) from error
             except OSError as error:
-                context.abort(grpc.StatusCode.INTERNAL, str(error))
+                raise GRPCError(Status.INTERNAL, str(error)) from error
 
-        return answer
+        async def handler(stream: Stream[Any, Any]) -> None:
+            request = await stream.recv_message()
+            loop = asyncio.get_running_loop()
+            for answer in await loop.run_in_executor(self._calls, answers, request):
+                await stream.send_message(answer)
 
-    def _many(
-        self, method: Callable[[Any], Iterator[Any]]
-    ) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
-        def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            try:
-                yield from method(request)
-            except SnapshotError as error:
-                context.abort(getattr(grpc.StatusCode, error.code), str(error))
-
-        return answer
+        return handler
 
 
 def _info(snapshot: Snapshot) -> Any:

@@ -29,6 +29,8 @@ __all__ = ["Mount", "Snapshot", "SnapshotError", "Snapshots"]
 _BLOCK = 512  # of st_blocks (stat(2))
 _KNOWN = "snapshot.json"
 _NAME_LENGTH = 12
+#: containerd unpacks layers side by side: the one below is named when a layer is committed.
+_PARENT_LATER = "containerd.io/snapshot/parent-chain-id"
 
 
 class SnapshotError(Exception):
@@ -115,11 +117,6 @@ class Snapshots:
                 raise SnapshotError("NOT_FOUND", f"snapshot {key}: not found")
             return self._by_key[key]
 
-    def find(self, key: str) -> Snapshot | None:
-        """Return a snapshot, or None."""
-        with self._lock:
-            return self._by_key.get(key)
-
     def all(self) -> list[Snapshot]:
         """Return all."""
         with self._lock:
@@ -154,11 +151,17 @@ class Snapshots:
             self._keep(made)
             return made
 
-    def commit(self, name: str, key: str, labels: dict[str, str]) -> None:
+    def commit(self, name: str, key: str, labels: dict[str, str], parent: str = "") -> None:
         """Make an active snapshot one that others can stand on.
 
+        Args:
+            name: Its new name.
+            key: Its present one.
+            labels: containerd's; the former ones are gone.
+            parent: What it stands on, where that was not said before.
+
         Raises:
-            SnapshotError: It is not active, or there is one of the new name.
+            SnapshotError: It is not active, there is one of the new name, or the parent is another.
         """
         with self._lock:
             active = self.get(key)
@@ -166,8 +169,12 @@ class Snapshots:
                 raise SnapshotError("ALREADY_EXISTS", f"snapshot {name}: already exists")
             if active.kind != ACTIVE:
                 raise SnapshotError("FAILED_PRECONDITION", f"snapshot {key} is not active")
+            if parent and active.parent not in {"", parent}:
+                raise SnapshotError("INVALID_ARGUMENT", f"snapshot {key} stands on another")
+            if parent and self.get(parent).kind != COMMITTED:
+                raise SnapshotError("FAILED_PRECONDITION", f"parent {parent} is not committed")
             kept = replace(active, key=name, kind=COMMITTED, labels=labels, updated=time.time())
-            self._keep(kept)
+            self._keep(replace(kept, parent=parent or active.parent))
             del self._by_key[key]
 
     def remove(self, key: str) -> Snapshot:
@@ -205,6 +212,11 @@ class Snapshots:
     def mounts(self, snapshot: Snapshot) -> list[Mount]:
         """Return what containerd mounts to get at a snapshot."""
         content = self.folder(snapshot)
+        if snapshot.layer:  # its content is there: containerd has nothing to unpack
+            return [Mount("bind", str(content), ("ro", "rbind"))]
+        if snapshot.kind == ACTIVE and not snapshot.parent and _PARENT_LATER in snapshot.labels:
+            # Not to be mounted. Of this kind, so that what it removes is kept as overlayfs does.
+            return [Mount("overlay", "overlay", (f"upperdir={content}",))]
         lower = [str(self.folder(each)) for each in self.below(snapshot)]
         if snapshot.kind == VIEW and len(lower) == 1:
             return [Mount("bind", lower[0], ("ro", "rbind"))]

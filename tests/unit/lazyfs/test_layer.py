@@ -297,6 +297,13 @@ def test_the_background_rests_while_the_disk_is_full(
     assert not folder.is_complete
 
 
+@pytest.mark.parametrize(("watermark", "room"), [(0.0, False), (1.0, True)])
+def test_the_background_keeps_below_the_watermark(
+    tmp_path: Path, watermark: float, room: bool
+) -> None:
+    assert Server(root=tmp_path, watermark=watermark)._has_room() == room
+
+
 def test_layers_with_the_same_content_share_a_folder(folder: Folder, tmp_path: Path) -> None:
     other = Folder.of(tmp_path, NAME)
     other.add(TABLE.dump(), Place("registry.example", "other"))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,19 +64,52 @@ class Client:
 def service(root: Path, *, volatile: bool = False) -> Service:
     devices = Devices(root / "none", dead_timeout=1, log=print)
     snapshots = Snapshots(root, volatile=volatile)
-    return Service(root, snapshots, Images(root, root, print), devices, print)
+    images, calls = Images(root, root, print), ThreadPoolExecutor(2)
+    return Service(root, snapshots, images, devices, print, calls=calls)
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[socket.socket]:
+    """Open a socket, as systemd does it before the snapshotter is started."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / "socket"))
+        listening.listen()
+        yield listening
+
+
+@contextlib.contextmanager
+def snapshotter(root: Path, listening: socket.socket) -> Iterator[None]:
+    """Run the snapshotter behind a socket that is open already: its third file."""
+    start = f'exec 3<&{listening.fileno()}; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"'
+    argv = ["bash", "-c", start, "sh", sys.executable, "-m", "fleetfoot.lazyfs.node"]
+    argv += [f"--root={root}", f"--run={root / 'run'}", f"--certs={root}"]
+    with subprocess.Popen(argv, pass_fds=[listening.fileno()]) as node:
+        yield
+        node.terminate()
+        assert node.wait(10) == 0
 
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
-    server = grpc.server(ThreadPoolExecutor(2))
-    server.add_generic_rpc_handlers((service(tmp_path).handlers(),))
-    address = f"unix:{tmp_path / 'socket'}"
-    server.add_insecure_port(address)
-    server.start()
-    with grpc.insecure_channel(address) as channel:
+    with (
+        opened(tmp_path) as listening,
+        snapshotter(tmp_path, listening),
+        grpc.insecure_channel(f"unix:{tmp_path / 'socket'}") as channel,
+    ):
         yield Client(channel)
-    server.stop(None).wait()
+
+
+def test_calls_wait_until_it_is_started(tmp_path: Path) -> None:
+    with (
+        opened(tmp_path) as listening,
+        ThreadPoolExecutor(1) as others,
+        grpc.insecure_channel(f"unix:{tmp_path / 'socket'}") as channel,
+    ):
+        listed = others.submit(Client(channel), "List")
+        with snapshotter(tmp_path, listening):
+            assert listed.result() == []
+        with snapshotter(tmp_path, listening):  # the next one finds its calls, too
+            Client(channel).commit("one")
 
 
 def test_a_lowest_snapshot_is_a_folder(client: Client) -> None:
@@ -166,6 +203,36 @@ def test_what_cannot_be_is_refused(client: Client) -> None:
     assert client.refused("Prepare", key="b", parent="none") == codes.NOT_FOUND
     client("Commit", name="c", key="a")
     assert client.refused("Commit", name="d", key="c") == codes.FAILED_PRECONDITION
+
+
+def test_a_layer_may_learn_what_it_stands_on_when_it_is_committed(client: Client) -> None:
+    client.commit("one")
+    client.commit("other")
+    later = {"containerd.io/snapshot/parent-chain-id": "one"}
+    (mount,) = client("Prepare", key="a", labels=later).mounts
+    # Of overlayfs' kind, for what the layer removes is below it.
+    assert (mount.type, len(mount.options)) == ("overlay", 1)
+    content = Path(mount.options[0].removeprefix("upperdir="))
+    assert content.is_dir()
+    codes = grpc.StatusCode
+    assert client.refused("Commit", name="two", key="a", parent="none") == codes.NOT_FOUND
+    client("Commit", name="two", key="a", parent="one")
+    assert client("Stat", key="two").info.parent == "one"
+    assert client.refused("Remove", key="one") == codes.FAILED_PRECONDITION
+    (mount,) = client("Prepare", key="rw", parent="two").mounts
+    lower = next(option for option in mount.options if option.startswith("lowerdir="))
+    assert lower.removeprefix("lowerdir=").split(":")[0] == str(content)
+    assert client.refused("Commit", name="x", key="rw", parent="other") == codes.INVALID_ARGUMENT
+
+
+def test_containerd_has_nothing_to_unpack_of_a_lazy_layer(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path, volatile=False)
+    made = snapshots.add("a", "", api.ACTIVE, {}, layer="0" * 64)
+    (mount,) = snapshots.mounts(made)
+    assert (mount.source, mount.options) == (str(snapshots.folder(made)), ("ro", "rbind"))
+    snapshots.commit("lazy", "a", {})
+    (mount,) = snapshots.mounts(snapshots.add("rw", "lazy", api.ACTIVE, {}))
+    assert f"lowerdir={snapshots.folder(made)}" in mount.options
 
 
 def test_usage_is_what_was_written(client: Client) -> None:

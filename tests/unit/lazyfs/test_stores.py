@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs import trace
 from fleetfoot.lazyfs.artifact import KIND, Artifact, Descriptor, LazyLayer
+from fleetfoot.lazyfs.convert import Converted, attach, attach_traced
 from fleetfoot.lazyfs.distribution import INDEX, MANIFEST, AbsentError
 from fleetfoot.lazyfs.stores import Layout, Remote, Store, artifact_of
 from fleetfoot.lazyfs.table import Table
@@ -70,6 +72,24 @@ def test_a_later_one_stands_in_its_place(store: Store, tmp_path: Path) -> None:
         artifact, blobs = made(tmp_path, converter.encode(), converter)
         store.attach(artifact, blobs)
     assert artifact_of(store, SUBJECT.digest) == artifact
+
+
+def test_a_trace_is_kept_with_it_and_stays(store: Store, tmp_path: Path) -> None:
+    artifact, blobs = made(tmp_path, b"content")
+    converted = Converted(artifact, blobs, fresh=0)
+    assert attach(store, converted)
+    name = artifact.layers[0].table.digest[7:]
+    for first in (3, 5):
+        recorded = trace.dump({name: [first, 0]})
+        assert attach_traced(store, artifact_of(store, SUBJECT.digest) or artifact, recorded)
+        found = artifact_of(store, SUBJECT.digest)
+        assert found is not None
+        assert found.trace is not None
+        runs = trace.parse(store.blob(found.trace.digest))[name]
+        assert runs == [range(first, first + 1), range(1)]
+        assert not attach_traced(store, found, recorded)
+    assert not attach(store, converted)
+    assert artifact_of(store, SUBJECT.digest) == found
 
 
 def test_an_earlier_one_that_cannot_be_removed_is_not_chosen(tmp_path: Path) -> None:

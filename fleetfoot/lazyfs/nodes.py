@@ -1,0 +1,90 @@
+"""What nodes say of their lazy images, asked over SSH."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.machines import ssh
+from fleetfoot.machines.fleet import Fleet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["statuses", "touched"]
+
+_RUN = "/run/fleetfoot-lazy"
+_AT_ONCE = 16
+_SECONDS = 90
+
+
+def statuses(stack: str, node: str = "") -> dict[str, dict[str, Any]]:
+    """Return what nodes have mounted lazily.
+
+    Args:
+        stack: The environment.
+        node: One machine; empty for all that have the snapshotter.
+
+    Returns:
+        By machine what `fleetfoot.lazyfs.node.report.status` describes; `error` alone for one that
+        does not answer.
+
+    Raises:
+        FleetfootError: There is no such machine.
+    """
+    machines = {m.spec.name: m.address for m in Fleet.of_stack(stack).all()}
+    if node and node not in machines:
+        known = ", ".join(machines)
+        raise FleetfootError(f"there is no machine {node!r} in {stack}", fix=f"known: {known}")
+    asked = {node: machines[node]} if node else machines
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        said = list(pool.map(lambda address: _status(stack, address), asked.values()))
+    return {name: found for name, found in zip(asked, said, strict=True) if found is not None}
+
+
+def touched(stack: str, node: str, layers: Iterable[str]) -> dict[str, list[int]]:
+    """Return the blocks that containers of a node read, in the order of their first reads.
+
+    Args:
+        stack: The environment.
+        node: The machine.
+        layers: Sector images, each the hex of its table's SHA-256.
+
+    Returns:
+        Those of which the node says something.
+
+    Raises:
+        FleetfootError: The node does not answer.
+    """
+    machine = Fleet.of_stack(stack).read(node)
+    if machine is None:
+        raise FleetfootError(f"there is no machine {node!r} in {stack}")
+    found: dict[str, list[int]] = {}
+    for name in layers:
+        said = _asked(stack, machine.address, f"cat {_RUN}/touched-{name}.json 2>/dev/null || :")
+        if said:
+            found[name] = json.loads(said)
+    return found
+
+
+def _status(stack: str, address: str) -> dict[str, Any] | None:
+    """Return one node's; None for a machine without the snapshotter."""
+    try:
+        said = _asked(stack, address, f"cat {_RUN}/status.json 2>/dev/null || :")
+        return dict(json.loads(said)) if said else None
+    except (FleetfootError, ValueError) as error:
+        return {"error": str(error)}
+
+
+def _asked(stack: str, address: str, command: str) -> str:
+    argv = [*ssh.command(stack), f"root@{address}", command]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise FleetfootError(f"{address} does not answer within {_SECONDS} s") from error
+    if done.returncode:
+        raise FleetfootError(f"{address} does not answer: {done.stderr.strip()[-200:]}")
+    return done.stdout
