@@ -97,6 +97,11 @@ class LazyLayer:
     image: Descriptor
     table: Descriptor
 
+    @property
+    def name(self) -> str:
+        """Hex of the table's SHA-256: by it nodes know the sector image."""
+        return self.table.digest.removeprefix("sha256:")
+
     @classmethod
     def of(cls, layer: str, table: Table) -> LazyLayer:
         """Describe a layer by its table."""

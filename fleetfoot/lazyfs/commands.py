@@ -224,8 +224,7 @@ def lazy_trace(
     """
     store, wanted = _store(image, stack, authfile, authority)
     _, found = _lazy_form(store, wanted, platform)
-    names = [each.table.digest.removeprefix("sha256:") for each in found.layers]
-    read = nodes.touched(stack, node, names)
+    read = nodes.touched(stack, node, [each.name for each in found.layers])
     recorded = trace.dump(read)
     if not trace.parse(recorded):
         raise FleetfootError(

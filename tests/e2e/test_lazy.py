@@ -159,7 +159,7 @@ def test_a_read_waits_for_a_service_that_was_killed(reader: Reader, unit: str) -
 
 
 def test_pods_start_while_the_snapshotter_is_started_anew(reader: Reader) -> None:
-    reader.stack.ssh(NODE, "systemctl kill --signal=KILL fleetfoot-lazy")
+    killed(reader.stack, "fleetfoot-lazy")
     reader.start("another")
     reader.stack.kubectl("delete", "pod", "another", "--now")
 

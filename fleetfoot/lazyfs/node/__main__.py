@@ -47,7 +47,6 @@ def main() -> NoReturn:
     asyncio.run(_serve(service, _listening(options.address)))
     # A call that still waits for its registry is made again: containerd's socket stays.
     calls.shutdown(wait=False, cancel_futures=True)
-    sys.stderr.flush()
     os._exit(0)
 
 

@@ -117,7 +117,7 @@ class Images:
         try:
             found = trace.parse(store.blob(artifact.trace.digest))
             for lazy in artifact.layers:
-                name = _name(lazy)
+                name = lazy.name
                 folder = Folder.of(self._root, name)
                 if name in found and folder.path.exists():
                     folder.set_trace(found[name])
@@ -125,7 +125,7 @@ class Images:
             self._log(str(error))
 
     def _kept(self, store: Remote, lazy: LazyLayer, place: Place) -> Folder:
-        name = _name(lazy)
+        name = lazy.name
         with self._lock:
             self._wanted[name] = time.monotonic()
         folder = Folder.of(self._root, name)
@@ -133,10 +133,6 @@ class Images:
         lazy.table_of(table)
         folder.add(table, place)
         return folder
-
-
-def _name(lazy: LazyLayer) -> str:
-    return lazy.table.digest.removeprefix("sha256:")
 
 
 def _size(artifact: Artifact) -> str:

@@ -173,8 +173,10 @@ class Snapshots:
                 raise SnapshotError("INVALID_ARGUMENT", f"snapshot {key} stands on another")
             if parent and self.get(parent).kind != COMMITTED:
                 raise SnapshotError("FAILED_PRECONDITION", f"parent {parent} is not committed")
-            kept = replace(active, key=name, kind=COMMITTED, labels=labels, updated=time.time())
-            self._keep(replace(kept, parent=parent or active.parent))
+            below, now = parent or active.parent, time.time()
+            self._keep(
+                replace(active, key=name, parent=below, kind=COMMITTED, labels=labels, updated=now)
+            )
             del self._by_key[key]
 
     def remove(self, key: str) -> Snapshot:
