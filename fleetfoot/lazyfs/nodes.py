@@ -35,11 +35,7 @@ def statuses(stack: str, node: str = "") -> dict[str, dict[str, Any]]:
     Raises:
         FleetfootError: There is no such machine.
     """
-    machines = {m.spec.name: m.address for m in Fleet.of_stack(stack).all()}
-    if node and node not in machines:
-        known = ", ".join(machines)
-        raise FleetfootError(f"there is no machine {node!r} in {stack}", fix=f"known: {known}")
-    asked = {node: machines[node]} if node else machines
+    asked = {node: _address(stack, node)} if node else _addresses(stack)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         said = list(pool.map(lambda address: _status(stack, address), asked.values()))
     return {name: found for name, found in zip(asked, said, strict=True) if found is not None}
@@ -57,17 +53,27 @@ def touched(stack: str, node: str, layers: Iterable[str]) -> dict[str, list[int]
         Those of which the node says something.
 
     Raises:
-        FleetfootError: The node does not answer.
+        FleetfootError: There is no such machine, or it does not answer.
     """
-    machine = Fleet.of_stack(stack).read(node)
-    if machine is None:
-        raise FleetfootError(f"there is no machine {node!r} in {stack}")
+    address = _address(stack, node)
     found: dict[str, list[int]] = {}
     for name in layers:
-        said = _asked(stack, machine.address, f"cat {_RUN}/touched-{name}.json 2>/dev/null || :")
+        said = _asked(stack, address, f"cat {_RUN}/touched-{name}.json 2>/dev/null || :")
         if said:
             found[name] = json.loads(said)
     return found
+
+
+def _addresses(stack: str) -> dict[str, str]:
+    return {machine.spec.name: machine.address for machine in Fleet.of_stack(stack).all()}
+
+
+def _address(stack: str, node: str) -> str:
+    known = _addresses(stack)
+    if node not in known:
+        fix = f"known: {', '.join(known)}"
+        raise FleetfootError(f"there is no machine {node!r} in {stack}", fix=fix)
+    return known[node]
 
 
 def _status(stack: str, address: str) -> dict[str, Any] | None:
