@@ -1,10 +1,11 @@
-"""Three groups that `make test` runs at once (pytest-xdist): stacks, roles, and all others."""
+"""Four groups that `make test` runs at once (pytest-xdist): two of stacks, roles, all others."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from xdist.scheduler import LoadScopeScheduling
 
@@ -12,19 +13,40 @@ if TYPE_CHECKING:
     import pytest
     from xdist.remote import Producer
 
-#: By folder: the group, and how much it makes room for others. What waits for a CPU runs into time
-#: limits, and stacks have the most of them: elections, clients that count, guests that boot.
-_GROUPS = {"e2e": ("stacks", 0), "roles": ("roles", 10)}
-_OTHERS = ("others", 19)
+_CPU = Path("/sys/fs/cgroup/cpu")
 
 
-def group(nodeid: str) -> str:
-    """Return the group of a test."""
-    return _group(nodeid)[0]
+class _Group(NamedTuple):
+    """Tests that share machines.
+
+    Attributes:
+        name: The group's name.
+        nice: How much it makes room for others.
+        shares: CPU time that it has where a session has 1024; 0 is that of a session.
+    """
+
+    name: str
+    nice: int = 0
+    shares: int = 0
 
 
-def _group(nodeid: str) -> tuple[str, int]:
-    return _GROUPS.get(PurePosixPath(nodeid).parts[1], _OTHERS)
+# What waits for a CPU runs into time limits, and stacks have the most of them: elections, clients
+# that count, guests that boot.
+_CONTROL_PLANES = _Group("control planes")
+_BY_FOLDER = {"e2e": _Group("environment"), "roles": _Group("roles", 10, 512)}
+_OTHERS = _Group("others", 19, 512)
+
+
+def group_name(nodeid: str) -> str:
+    """Return the name of a test's group."""
+    return _group(nodeid).name
+
+
+def _group(nodeid: str) -> _Group:
+    file = nodeid.partition("::")[0]
+    if file == "tests/e2e/test_ha.py":
+        return _CONTROL_PLANES
+    return _BY_FOLDER.get(file.split("/")[1], _OTHERS)
 
 
 class _Groups(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
@@ -34,7 +56,7 @@ class _Groups(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return group(nodeid)
+        return group_name(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
@@ -44,5 +66,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Let the worker, and all that it starts, have what other groups leave."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    group = _group(item.nodeid)
+    os.setpriority(os.PRIO_PROCESS, 0, group.nice)
+    # Kernels that group by session (sched_autogroup) weigh niceness within one only, and every
+    # worker of Ansible is a session of its own.
+    if group.shares and _CPU.is_dir():
+        folder = _CPU / "fleetfoot-tests" / group.name
+        with contextlib.suppress(PermissionError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "cpu.shares").write_text(str(group.shares))
+            (folder / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def pytest_unconfigure() -> None:
+    """Remove the groups that are empty."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        os.setpriority(os.PRIO_PROCESS, 0, _group(item.nodeid)[1])
+        return
+    for folder in (*(_CPU / "fleetfoot-tests").glob("*/"), _CPU / "fleetfoot-tests"):
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -33,6 +33,8 @@ _PROGRAMS = "site-programs"
 # There while an upgrade that was let in has not come through.
 _UNDER_WAY = "upgrade-under-way"
 _NUMBER = re.compile(r"\d+")
+# How ansible-playbook ends when a machine did not answer and nothing else failed.
+_UNREACHABLE = 4
 # After its host was restarted a control plane takes a while until it answers.
 _PATIENCE, _PAUSE = 60.0, 1.0
 
@@ -128,16 +130,22 @@ def _play(props: Mapping[str, Any], *options: str) -> None:
         "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
         "ANSIBLE_NOCOLOR": "1",
     }
+    # A guest that boots on a busy host may keep the first connection waiting for longer than a
+    # second one takes.
+    attempts = 2 if props.get("nodes") else 1
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
-        done = subprocess.run(
-            argv,
-            cwd=PROJECT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
+        for _ in range(attempts):
+            done = subprocess.run(
+                argv,
+                cwd=PROJECT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            if done.returncode != _UNREACHABLE:
+                break
     if done.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
         raise FleetfootError(

@@ -27,7 +27,7 @@ from fleetfoot.stack.inventory import zone
 NAME = "target"
 SHARED = ("mol-control", "mol-node")
 _SUITE = "trixie"
-#: CPU weight of shared machines, as cgroup v1 and v2 call a tenth of what other machines have.
+#: CPU weight of shared machines, as cgroup v1 and v2 call a tenth of what other stacks have.
 _SHARES, _WEIGHT = 102, 10
 
 
@@ -101,7 +101,7 @@ def _make_room(stack: str) -> None:
     """Let the machines of stacks, which are tested at the same time, come first."""
     group = Cgroup(stack, NAME)
     file, weight = ("cpu.weight", _WEIGHT) if group.unified else ("cpu.shares", _SHARES)
-    (group.folders[0] / file).write_text(str(weight))
+    (group.folders[0].parent / file).write_text(str(weight))
 
 
 def _give_archives(paths: StackPaths) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import socket
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from fleetfoot.paths import StackPaths, write_private
 from fleetfoot.stack import onboarding
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 PROPS = {"stack": "mine", "name": "site", "playbook": "site.yml", "inventory": {}}
@@ -227,3 +230,26 @@ def test_the_same_programs_are_no_upgrade(
     stands(tmp_path, monkeypatch, programs=tmp_path.name, down="two")
     onboarding.catch_up("mine")
     assert not played
+
+
+@pytest.fixture
+def nobody() -> Iterator[dict[str, Any]]:
+    """A run on a machine that cannot be reached; its stack has a folder of its own."""
+    stack = "unit-onboarding"
+    with socket.socket() as closed:  # bound, so that nobody else listens there
+        closed.bind(("127.0.0.1", 0))
+        host = {"ansible_host": "127.0.0.1", "ansible_port": closed.getsockname()[1]}
+        inventory = {"workers": {"hosts": {"worker-1": host}}}
+        props = {"stack": stack, "name": "once", "inventory": inventory, "playbook": "onboard.yml"}
+        yield {**props, "limit": ["worker-1"]}
+    shutil.rmtree(StackPaths(stack).root)
+
+
+@pytest.mark.parametrize("nodes", [[], ["worker-1"]])
+def test_a_node_that_cannot_be_reached_is_tried_twice(
+    nobody: dict[str, Any], nodes: list[str]
+) -> None:
+    with pytest.raises(FleetfootError, match="unreachable=1"):
+        onboarding.run({**nobody, "nodes": nodes})
+    log = StackPaths(nobody["stack"]).root / "logs" / "once.log"
+    assert log.read_text().count("PLAY RECAP") == 1 + len(nodes)
