@@ -33,7 +33,7 @@ class _Group(NamedTuple):
 # What waits for a CPU runs into time limits, and stacks have the most of them: elections, clients
 # that count, guests that boot.
 _CONTROL_PLANES = _Group("control planes")
-_BY_FOLDER = {"e2e": _Group("environment"), "roles": _Group("roles", 10, 512)}
+_BY_FOLDER = {"e2e": _Group("environment"), "roles": _Group("roles", 10, 1536)}
 _OTHERS = _Group("others", 19, 512)
 
 

@@ -15,6 +15,9 @@ __all__ = ["Cgroup"]
 _ROOT = Path("/sys/fs/cgroup")
 _END_SECONDS, _POLL_SECONDS = 10, 0.05
 _PERIOD_US = 100_000
+# Of all machines together. In v1 every session of the host (sched_autogroup) has 1024, a guest's
+# hypervisor and each of Ansible's workers among them: a busy host would let etcd miss elections.
+_ALL_SHARES = 4096
 _SHARES_OF_100 = 1024  # what v1 calls the weight that v2 calls 100
 
 
@@ -53,6 +56,7 @@ class Cgroup:
             (self.folders[0] / "memory.max").write_text(str(limit))
         else:
             cpu, mem = self.folders
+            (cpu.parents[1] / "cpu.shares").write_text(str(_ALL_SHARES))
             (cpu / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
             (cpu / "cpu.cfs_quota_us").write_text(str(quota))
             (mem / "memory.limit_in_bytes").write_text(str(limit))

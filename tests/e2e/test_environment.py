@@ -355,7 +355,7 @@ def test_a_larger_pool_touches_no_other_machine(environment: Stack) -> None:
     assert {line.split()[-1] for line in told} == {"worker-2", "onboard-worker-2"}, told
     with environment.start_up() as run:
         lose_hypervisor(environment, "worker-2", run)
-        said, _ = run.communicate(timeout=900)
+        said, _ = run.communicate(timeout=1800)
     assert run.returncode == 0, said
     now = started(environment)
     assert {k: v for k, v in now.items() if k != "worker-2"} == before

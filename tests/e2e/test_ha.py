@@ -277,6 +277,7 @@ def test_members_of_etcd_that_left_come_back(ha: Stack) -> None:
     recovered(ha)
 
 
+@pytest.mark.long
 def test_an_apiserver_more_and_less_is_one_change(ha: Stack) -> None:
     groups = [*ha.pool("quorum")["groups"], "apiserver_online"]
     started = {m.spec.name: m.started for m in Fleet.of_stack(ha.name).all()}

@@ -37,7 +37,7 @@ CONTROL = [
     "kube_scheduler", "kubelet_csr_approver", "coredns", "registry", "kubelet", "kube_proxy",
     "node_drain", "node_leave", "upgrade_check", "etcd_backup", "etcd_restore",
 ]  # fmt: skip
-_SECONDS = 600
+_SECONDS = 1800  # they have what stacks leave of the CPU
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
