@@ -33,7 +33,7 @@ lint: venv ## Lint all there is
 	@$(BIN)/pytest tests/lint
 
 test: host ## The whole test suite, as CI runs it
-	@$(BIN)/pytest -m "not long" --numprocesses 4 --durations 25
+	@$(BIN)/pytest -m "not long" --numprocesses 3 --durations 25
 
 test-long: host ## Soak and rehearsals at large counts
 	@$(BIN)/pytest -m long

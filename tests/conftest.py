@@ -1,10 +1,10 @@
-"""Four groups that `make test` runs at once (pytest-xdist): two of stacks, roles, all others."""
+"""Three groups that `make test` runs at once (pytest-xdist): stacks, roles, and all others."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from xdist.scheduler import LoadScopeScheduling
@@ -31,9 +31,8 @@ class _Group(NamedTuple):
 
 
 # What waits for a CPU runs into time limits, and stacks have the most of them: elections, clients
-# that count, guests that boot.
-_CONTROL_PLANES = _Group("control planes")
-_BY_FOLDER = {"e2e": _Group("environment"), "roles": _Group("roles", 10, 1536)}
+# that count, guests that boot. Two stacks at once would be each other's load.
+_BY_FOLDER = {"e2e": _Group("stacks"), "roles": _Group("roles", 10, 512)}
 _OTHERS = _Group("others", 19, 512)
 
 
@@ -43,10 +42,7 @@ def group_name(nodeid: str) -> str:
 
 
 def _group(nodeid: str) -> _Group:
-    file = nodeid.partition("::")[0]
-    if file == "tests/e2e/test_ha.py":
-        return _CONTROL_PLANES
-    return _BY_FOLDER.get(file.split("/")[1], _OTHERS)
+    return _BY_FOLDER.get(PurePosixPath(nodeid).parts[1], _OTHERS)
 
 
 class _Groups(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types

@@ -27,8 +27,8 @@ from fleetfoot.stack.inventory import zone
 NAME = "target"
 SHARED = ("mol-control", "mol-node")
 _SUITE = "trixie"
-#: CPU weight of shared machines, as cgroup v1 and v2 call half of what other stacks have.
-_SHARES, _WEIGHT = 512, 50
+#: CPU weight of shared machines, as cgroup v1 and v2 call a quarter of what other stacks have.
+_SHARES, _WEIGHT = 256, 25
 
 
 def stack_of(role: str) -> str:
