@@ -36,11 +36,6 @@ _BY_FOLDER = {"e2e": _Group("stacks"), "roles": _Group("roles", 10, 512)}
 _OTHERS = _Group("others", 19, 512)
 
 
-def group_name(nodeid: str) -> str:
-    """Return the name of a test's group."""
-    return _group(nodeid).name
-
-
 def _group(nodeid: str) -> _Group:
     return _BY_FOLDER.get(PurePosixPath(nodeid).parts[1], _OTHERS)
 
@@ -52,7 +47,7 @@ class _Groups(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return group_name(nodeid)
+        return _group(nodeid).name
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:

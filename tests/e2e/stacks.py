@@ -161,7 +161,7 @@ class Stack:
     def play(self, playbook: str, *options: str) -> str:
         """Run a playbook on the stack's machines; return what it said."""
         argv = ["-i", "inventory/fleetfoot.yml", f"playbooks/{playbook}", *options]
-        return str(self.run("ansible-playbook", *argv, timeout=1800).stdout)
+        return str(self.run("ansible-playbook", *argv).stdout)
 
     def ssh(self, machine: str, command: str, *, check: bool = True) -> str:
         """Run a command on a machine.

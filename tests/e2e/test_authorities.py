@@ -34,7 +34,7 @@ def stack() -> Iterator[Stack]:
     with Stack("e2e-authorities", 71, like="ha") as made:
         made.config["fleetfoot:sample"] = {"enabled": False}
         made.write()
-        made.fleetfoot("up", timeout=1800)
+        made.fleetfoot("up")
         yield made
 
 
@@ -59,7 +59,7 @@ def renew_worker(stack: Stack) -> None:
     """Let the worker be made anew, as the runbook says."""
     stack.ssh("worker-1", "poweroff", check=False)
     eventually(lambda: not stack.machine("worker-1")["ready"])
-    stack.fleetfoot("up", timeout=1800)
+    stack.fleetfoot("up")
     eventually(lambda: all_ready(stack))
 
 

@@ -87,7 +87,7 @@ def earlier(request: pytest.FixtureRequest) -> Iterator[Stack]:
         shutil.rmtree(stack.paths.backups, ignore_errors=True)  # the test looks for one of its own
         stack.pool("worker")["count"] = 2
         stack.write()
-        stack.fleetfoot("up", timeout=1800)
+        stack.fleetfoot("up")
         yield stack
 
 

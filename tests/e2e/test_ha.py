@@ -74,7 +74,7 @@ def ha() -> Iterator[Stack]:
         small = f"{_SMALL_QUOTA >> 20}MiB"
         stack.config["fleetfoot:etcd"] = {"quota": small, "events_quota": small}
         stack.control_only()
-        stack.fleetfoot("up", timeout=1800)
+        stack.fleetfoot("up")
         yield stack
 
 
@@ -254,13 +254,13 @@ def changed(stack: Stack, pool: str, **keys: Any) -> Iterator[None]:
     config.update(keys)
     stack.write()
     try:
-        stack.fleetfoot("up", timeout=1800)
+        stack.fleetfoot("up")
         yield
     finally:
         config.clear()
         config.update(before)
         stack.write()
-        stack.fleetfoot("up", timeout=1800)
+        stack.fleetfoot("up")
 
 
 @pytest.mark.long
@@ -304,7 +304,7 @@ def test_a_dead_machine_is_replaced_without_its_data(ha: Stack) -> None:
         fleet.delete("control-1")
         shutil.rmtree(ha.paths.volumes / "control-1")
         goes_on(online, 10)
-        ha.fleetfoot("up", timeout=1800)
+        ha.fleetfoot("up")
     assert members(ha) == dict.fromkeys(MACHINES, True)
     assert instances(ha) == 2
     recovered(ha)
@@ -322,7 +322,7 @@ def test_control_machines_are_replaced_one_after_another(ha: Stack) -> None:
     ha.pool("quorum")["groups"].append("apiserver_offline")
     ha.write()
     with counting(ha), counting(ha, "offline", "offline"):
-        ha.fleetfoot("up", timeout=1800)
+        ha.fleetfoot("up")
     after = {m.spec.name: m.started for m in Fleet.of_stack(ha.name).all()}
     assert {name for name in before if before[name] != after[name]} == set(MACHINES)
     assert pid(ha, "quorum-1", "kube-apiserver@offline") != "0"
@@ -339,7 +339,7 @@ def test_machines_that_were_down_come_back_before_one_is_changed(ha: Stack) -> N
         fleet.stop(name)
     ha.pool("control")["memory"] = "3264MiB"
     ha.write()
-    ha.fleetfoot("up", timeout=1800)
+    ha.fleetfoot("up")
     assert {machine.spec.memory for machine in fleet.all()} == {3264, 2048}
     assert ha.get("configmap", "restart")["data"] == {"who": "ha"}
     ha.kubectl("delete", "configmap", "restart")
@@ -358,7 +358,7 @@ def test_one_that_died_is_replaced_before_one_that_serves(ha: Stack) -> None:
         looked = ("playbooks/authorities.yml", "playbooks/preflight.yml")
         ha.run("ansible-playbook", "-i", "inventory/fleetfoot.yml", *looked)
         ha.play("site.yml", "--tags", "etcd", "--limit", "all:!control-2*")
-        ha.fleetfoot("up", timeout=1800)
+        ha.fleetfoot("up")
     started = {machine.spec.name: machine.started for machine in fleet.all()}
     assert started["control-2"] < started["control-1"]
     assert {machine.spec.memory for machine in fleet.all()} == {3200, 2048}

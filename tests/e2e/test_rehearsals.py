@@ -125,7 +125,7 @@ def test_a_roll_with_stand_ins_never_has_fewer_nodes(environment: Stack) -> None
     worker["memory"], worker["roll"] = "1536MiB", {"max_surge": 1, "max_unavailable": 0}
     environment.write()
     with NodeWatch(environment) as watch:
-        environment.fleetfoot("up", timeout=1800)
+        environment.fleetfoot("up")
     now = started(environment)
     assert set(now) == set(before)
     assert [name for name in now if now[name] == before[name]] == ["control-1"]
