@@ -18,6 +18,7 @@ from fleetfoot.images.definition import Definition, content_key
 from fleetfoot.locks import alone
 from fleetfoot.machines.accel import BESIDE_DISK
 from fleetfoot.paths import PROJECT, size_of
+from fleetfoot.roles import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,8 +92,7 @@ def build(
 
 def key_of(definition: Definition, artifacts: Path) -> str:
     """Return the key of everything that goes into an image."""
-    parts = [definition.folder, *(PROJECT / "roles" / role for role in definition.roles)]
-    parts.append(Path(__file__).parent)
+    parts = [definition.folder, *content_of(PROJECT, definition.roles), Path(__file__).parent]
     if definition.roles:
         parts += [PROJECT / "playbooks/bake.yml", PROJECT / "playbooks/group_vars", artifacts]
     return content_key(parts, PROJECT)

@@ -119,4 +119,6 @@ def _registry_files(registry: str) -> str:
         f"d  {folder}            0700 root root -\n"
         f"f^ {folder}/hosts.toml 0600 root root - fleetfoot.registry-hosts\n"
         f"f^ {folder}/ca.crt     0644 root root - fleetfoot.registry-ca\n"
+        # Its lazy forms are believed.
+        f"f  {folder}/lazy       0600 root root -\n"
     )

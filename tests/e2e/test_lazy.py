@@ -105,8 +105,6 @@ def run(stack: Stack, *argv: str) -> str:
 @pytest.fixture(scope="module")
 def reader(environment: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     """A pod of a lazy image, of which the node fetches only what is read."""
-    if not environment.ssh(NODE, f"ls {UNIT}", check=False).startswith(UNIT):
-        pytest.skip("workers do not have the role lazy_snapshotter yet (docs/adr/0006)")
     folder, content = tmp_path_factory.mktemp("image"), os.urandom(PIECES * PIECE)
     host, _, sample = sample_image(environment).partition("/")
     outside = f"docker://{environment.machine('control-1')['address']}:5000"
@@ -159,7 +157,7 @@ def test_a_read_waits_for_a_service_that_was_killed(reader: Reader, unit: str) -
 
 
 def test_pods_start_while_the_snapshotter_is_started_anew(reader: Reader) -> None:
-    killed(reader.stack, "fleetfoot-lazy")
+    reader.stack.ssh(NODE, "systemctl kill --signal=KILL fleetfoot-lazy")
     reader.start("another")
     reader.stack.kubectl("delete", "pod", "another", "--now")
 
