@@ -24,6 +24,8 @@ __all__ = ["Server"]
 _PAUSE = 1.0  # seconds between two looks at what is to be done
 _AHEAD = 3  # requests at once that fetch ahead, for the whole node
 _PIECE = 16  # blocks that the background fetches at once: 1 MiB
+_QUIET = 5.0  # seconds without a block that somebody waited for, until the background goes on
+_STARVED = 30.0  # seconds after which it does a little in any case
 _REST = 60.0  # seconds that a layer is left alone which could not be completed
 _TIMEOUT = 10.0  # seconds without a byte until a registry is asked again
 
@@ -56,6 +58,9 @@ class Server:
     _ahead: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_AHEAD))
     _resting: dict[str, float] = field(default_factory=dict)
     _told: dict[str, int] = field(default_factory=dict)
+    _misses: float = 0
+    _missed_at: float = -_QUIET
+    _worked_at: float = field(default_factory=time.monotonic)
 
     def layer(self, name: str) -> Layer:
         """Return a layer by its folder's name.
@@ -94,7 +99,7 @@ class Server:
             try:
                 self._forget()
                 self.report()
-                if self.rate and self._has_room():
+                if self.rate and self._is_quiet() and self._has_room():
                     self._complete_something()
             except Exception as error:  # nothing may end what all reads rely on
                 _log(f"in the background: {type(error).__name__}: {error}")
@@ -131,6 +136,16 @@ class Server:
                 self._told.pop(name, None)
                 if self.stats:
                     self.stats.with_name(f"touched-{name}.json").unlink(missing_ok=True)
+
+    def _is_quiet(self) -> bool:
+        """Whether nobody waits for a registry: a start comes before what nobody asked for."""
+        now, misses = time.monotonic(), self.counts["blocks_missed"] + self.counts["blocks_ahead"]
+        if misses != self._misses:
+            self._misses, self._missed_at = misses, now
+        if now - self._missed_at < _QUIET and now - self._worked_at < _STARVED:
+            return False
+        self._worked_at = now
+        return True
 
     def _has_room(self) -> bool:
         disk = os.statvfs(self.root)

@@ -304,6 +304,25 @@ def test_the_background_keeps_below_the_watermark(
     assert Server(root=tmp_path, watermark=watermark)._has_room() == room
 
 
+def test_the_background_leaves_starts_alone_and_never_starves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("fleetfoot.lazyfs.node.server.time.monotonic", lambda: now)
+    server, went_on = Server(root=tmp_path), []
+    assert server._is_quiet()
+    for second in range(60):
+        now += 1
+        server.counts.add("blocks_missed")
+        if server._is_quiet():
+            went_on.append(second)
+    assert went_on == [29, 59]
+    now += 4
+    assert not server._is_quiet()
+    now += 1
+    assert server._is_quiet()
+
+
 def test_layers_with_the_same_content_share_a_folder(folder: Folder, tmp_path: Path) -> None:
     other = Folder.of(tmp_path, NAME)
     other.add(TABLE.dump(), Place("registry.example", "other"))
