@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from fleetfoot.console import cell, err, out
+from fleetfoot.errors import FleetfootError
 
 if TYPE_CHECKING:
     from fleetfoot.bench.report import Report
@@ -78,6 +79,34 @@ def bench_failover(
     _print_arms(report)
 
 
+@bench.command("pull")
+def bench_pull(
+    target: JsonFile,
+    rounds: Annotated[int, typer.Option(min=1, help="Starts of each workload in each arm.")] = 3,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(help="command, postgres, datascience, spark; again for more; all otherwise."),
+    ] = None,
+) -> None:
+    """Compare from a pod's creation to its first answer: images pulled whole, and lazily."""
+    from fleetfoot.bench import pull  # noqa: PLC0415  (Kubernetes' client takes a second)
+
+    known = [one.name for one in pull.WORKLOADS]
+    if strangers := sorted(set(workload or ()) - set(known)):
+        raise FleetfootError(
+            f"--workload: there is no {', '.join(strangers)}",
+            "nothing was measured",
+            f"known: {', '.join(known)}",
+        )
+    report = pull.run(
+        target,
+        rounds,
+        workload or (),
+        progress=lambda line: err.print(line, highlight=False, soft_wrap=True),
+    )
+    _print_arms(report)
+
+
 def _print_arms(report: Report) -> None:
     """Metrics of all arms, their ratios, and last whether the goals were met."""
     table = Table("metric", *report.arms)
@@ -89,7 +118,8 @@ def _print_arms(report: Report) -> None:
     out.print(table)
     for key, ratio in report.ratios.items():
         out.print(f"{key}: {ratio:.2f}", highlight=False)
-    out.print(f"etcd wrote to: {report.setup['etcd_data']}", highlight=False)
+    if "etcd_data" in report.setup:
+        out.print(f"etcd wrote to: {report.setup['etcd_data']}", highlight=False)
     goals = Table("goal", "limit", "measured", "met")
     for key, goal in report.goals.items():
         limit = f"{'at least' if goal.at_least else 'at most'} {goal.limit:g}"

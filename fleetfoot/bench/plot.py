@@ -1,4 +1,4 @@
-"""Pictures: stages as bars cut where each ended; two sides' latency; how soon a kill is healed."""
+"""Pictures: stages as bars, two sides' latency, how soon a kill is healed, pulls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["failover", "sides", "stages"]
+__all__ = ["failover", "pulls", "sides", "stages"]
 
 _ROW_INCHES, _FRAME_INCHES, _WIDTH_INCHES = 0.55, 1.6, 9.0
 _SMALLEST_LABELLED = 0.035  # of the longest bar
@@ -141,3 +141,46 @@ def failover(
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def pulls(
+    path: Path,
+    answers: Mapping[str, Mapping[str, float]],
+    moved: Mapping[str, Mapping[str, float]],
+    title: str,
+) -> None:
+    """Draw how soon workloads answered, and what had come by then (PNG or SVG, by the file's name).
+
+    Args:
+        path: The picture.
+        answers: Workload to the seconds of each arm.
+        moved: Workload to the part of the packed image of each arm.
+        title: Above the picture.
+    """
+    figure, axes = plt.subplots(ncols=2, figsize=(_WIDTH_INCHES, 4.0), layout="constrained")
+    colours = plt.get_cmap("viridis")
+    sides = (
+        (answers, "seconds until the first answer", "%.1f"),
+        ({name: _percent(found) for name, found in moved.items()}, "% of the packed image", "%.0f"),
+    )
+    for side, (values, label, form) in zip(axes, sides, strict=True):
+        arms = list(next(iter(values.values())))
+        width = 0.8 / len(arms)
+        for number, arm in enumerate(arms):
+            places = [row + number * width for row in range(len(values))]
+            heights = [found[arm] for found in values.values()]
+            shade = colours(number / len(arms))
+            drawn = side.bar(places, heights, width, label=arm, color=shade)
+            side.bar_label(drawn, fmt=form, fontsize=7)
+        side.set_yscale("log")
+        side.set_xticks([row + 0.4 - width / 2 for row in range(len(values))], list(values))
+        side.set_ylabel(label)
+        side.margins(y=0.1)
+    axes[0].legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(1.0, -0.1))
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _percent(parts: Mapping[str, float]) -> dict[str, float]:
+    return {key: 100 * part for key, part in parts.items()}

@@ -28,7 +28,7 @@ from fleetfoot.shell import run, succeeds
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["BRIDGE", "Network", "NetworkSpec"]
+__all__ = ["BRIDGE", "Network", "NetworkSpec", "tap_name"]
 
 BRIDGE = "br0"
 # Tries to connect for some seconds; run inside the namespace.
@@ -324,7 +324,7 @@ table ip {self._table} {{
         The MAC is told to the namespace beforehand: an address that does not answer yet is looked
         for once a second only, and a machine is found as soon as it speaks.
         """
-        name = _tap_name(machine)
+        name = tap_name(machine)
         if not succeeds(self.inside("ip", "link", "show", name)):
             run(self.inside("ip", "tuntap", "add", "dev", name, "mode", "tap"))
         run(self.inside("ip", "link", "set", name, "master", BRIDGE, "up"))
@@ -335,10 +335,11 @@ table ip {self._table} {{
     def drop_tap(self, machine: str, address: str) -> None:
         """Remove the machine's tap; its address may be another machine's from now on."""
         succeeds(self.inside("ip", "neighbour", "delete", address, "dev", BRIDGE))
-        succeeds(self.inside("ip", "link", "delete", _tap_name(machine)))
+        succeeds(self.inside("ip", "link", "delete", tap_name(machine)))
 
 
-def _tap_name(machine: str) -> str:
+def tap_name(machine: str) -> str:
+    """Return the name of a machine's tap."""
     return "t" + hashlib.sha256(machine.encode()).hexdigest()[:10]
 
 

@@ -1,0 +1,353 @@
+"""bench pull: from a pod's creation to its first useful answer, pulled whole and mounted lazily.
+
+One node, one registry, one link of 1 Gbit/s with 2 ms. Each round starts every workload once in every
+arm, on a node that has nothing of the image and nothing in its page cache:
+
+    eager    containerd as it comes
+    tuned    role container_runtime's settings: an image is pulled and unpacked whole
+    lazy     the image's lazy form
+    traced   the same, fetched ahead by the trace of an earlier start
+
+    answer_s       from the pod's creation to its first useful answer
+    moved          bytes that came to the node until then, as a part of the packed image
+    complete_s     until all of the image is on the node
+    cpu_s          CPU time that the node spent until then
+    daemons_mb     what the services of lazy images take then (Pss)
+    cold_mb_s, warm_mb_s, cold_block_ms   reads of the complete image; of 4 KiB the last one
+
+Times and sizes are medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import time
+import urllib.request
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import kubernetes
+
+from fleetfoot import artifacts
+from fleetfoot.bench import cluster, plot
+from fleetfoot.bench.puller import ARMS, NODE, Node, Traffic
+from fleetfoot.bench.report import Goal, Report, medians, now
+from fleetfoot.errors import FleetfootError
+from fleetfoot.images import build
+from fleetfoot.lazyfs import nodes, trace
+from fleetfoot.lazyfs.artifact import layers_of
+from fleetfoot.lazyfs.commands import converter
+from fleetfoot.lazyfs.convert import attach, attach_traced, convert
+from fleetfoot.lazyfs.distribution import Repository
+from fleetfoot.lazyfs.stores import Remote
+from fleetfoot.paths import cache_dir
+from fleetfoot.registry import Registry
+from fleetfoot.stack.inventory import registry_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from fleetfoot.bench.cluster import BenchCluster
+    from fleetfoot.lazyfs.artifact import Artifact
+
+__all__ = ["ROUNDS", "WORKLOADS", "goals", "run"]
+
+ROUNDS = 3
+_PORT, _NAMESPACE = 8080, "default"
+_POLL, _SECONDS = 0.1, 1800
+_client: Any = kubernetes  # half of its functions have no types
+# Serves, and asks itself until it answers: its port is open to its own pod alone.
+_ASKED = """
+/usr/local/bin/start-postgres &
+until /usr/lib/postgresql/17/bin/psql --host=/tmp --no-psqlrc --tuples-only --quiet \
+  --command='select 6 * 7' postgres 2>/dev/null; do sleep 0.1; done
+wait
+"""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is started.
+
+    Attributes:
+        name: Its name.
+        image: Folder under images/.
+        faster: How many times sooner it should answer in arm `traced` than in `eager`.
+        moved: Part of the packed image that may have come by then.
+        command: What is run; the image's own where it is empty.
+        serves: Whether it answers over HTTP; else by the first line that it prints.
+    """
+
+    name: str
+    image: str
+    faster: float
+    moved: float
+    command: tuple[str, ...] = ()
+    serves: bool = False
+
+
+WORKLOADS = (
+    Workload("command", "spark", 20, 0.15, ("/usr/bin/python3", "-B", "-c", "print(6 * 7)")),
+    Workload("postgres", "postgres", 5, 0.15, ("/bin/sh", "-c", _ASKED)),
+    Workload("datascience", "datascience", 5, 0.15, serves=True),
+    Workload("spark", "spark", 1, 0.40, serves=True),
+)
+
+
+@dataclass(frozen=True)
+class _Pushed:
+    """An image in the bench's registry."""
+
+    reference: str
+    size: int
+    artifact: Artifact
+    store: Remote
+
+
+def run(
+    target: Path,
+    rounds: int = ROUNDS,
+    workloads: Sequence[str] = (),
+    progress: Callable[[str], None] = print,
+) -> Report:
+    """Measure, write the JSON file and the picture beside it.
+
+    Args:
+        target: The JSON file; the picture has its name and ends in .png.
+        rounds: How often each workload is started in each arm.
+        workloads: Names of those that are started; all if there are none.
+        progress: Takes one line at a time for a person to follow.
+    """
+    started = now()
+    chosen = [one for one in WORKLOADS if not workloads or one.name in workloads]
+    measured: dict[str, list[dict[str, float]]] = {
+        f"{one.name} {arm}": [] for one in chosen for arm in ARMS
+    }
+    with cluster.running(("serverless",), progress) as bench:
+        scene = _Scene(bench, chosen, progress)
+        for number in range(1, rounds + 1):
+            for one in chosen:
+                for arm in ARMS:
+                    found = scene.measure(one, arm)
+                    measured[f"{one.name} {arm}"].append(found)
+                    told = ", ".join(f"{key} {value:.3g}" for key, value in found.items())
+                    progress(f"round {number} of {rounds}, {one.name}, {arm}: {told}")
+        setup = {
+            "rounds": rounds,
+            "link": scene.node.link,
+            "image_bytes": {one.name: scene.images[one.image, ""].size for one in chosen},
+            **bench.sizes(),
+        }
+    arms = {arm: medians(found) for arm, found in measured.items()}
+    ratios = {
+        f"{one.name}_eager_to_{arm}": arms[f"{one.name} eager"]["answer_s"]
+        / arms[f"{one.name} {arm}"]["answer_s"]
+        for one in chosen
+        for arm in ARMS[1:]
+    }
+    report = Report("pull", arms, ratios, measured, started, setup, goals(arms, chosen))
+    report.write(target)
+    title = f"From a pod's creation to its first answer, median of {rounds}"
+    answers = {
+        one.name: {arm: arms[f"{one.name} {arm}"]["answer_s"] for arm in ARMS} for one in chosen
+    }
+    moved = {one.name: {arm: arms[f"{one.name} {arm}"]["moved"] for arm in ARMS} for one in chosen}
+    plot.pulls(target.with_suffix(".png"), answers, moved, title)
+    return report
+
+
+def goals(
+    arms: Mapping[str, Mapping[str, float]], workloads: Sequence[Workload]
+) -> dict[str, Goal]:
+    """Return what should be: sooner by a factor, with a part of the bytes, and as fast later."""
+    found = {}
+    for one in workloads:
+        eager, ours = arms[f"{one.name} eager"], arms[f"{one.name} traced"]
+        sooner = eager["answer_s"] / ours["answer_s"]
+        found[f"{one.name}_times_sooner"] = Goal(one.faster, sooner, at_least=True)
+        lazy = arms[f"{one.name} lazy"]["answer_s"]
+        found[f"{one.name}_lazy_times_sooner"] = Goal(1, eager["answer_s"] / lazy, at_least=True)
+        found[f"{one.name}_moved"] = Goal(one.moved, ours["moved"])
+        if "warm_mb_s" in ours:
+            warm = ours["warm_mb_s"] / eager["warm_mb_s"]
+            found[f"{one.name}_warm_reads"] = Goal(0.95, warm, at_least=True)
+            cold = eager["cold_mb_s"] / ours["cold_mb_s"]
+            found[f"{one.name}_cold_reads"] = Goal(1.3, cold)
+    worst = max(
+        arms[f"{one.name} {arm}"]["daemons_mb"] for one in workloads for arm in ("lazy", "traced")
+    )
+    found["daemons_mb"] = Goal(80, worst)
+    return found
+
+
+class _Scene:
+    """The node, and images in the registry: each with a lazy form, and again with a trace."""
+
+    def __init__(
+        self, bench: BenchCluster, chosen: Sequence[Workload], progress: Callable[[str], None]
+    ) -> None:
+        self._bench, self._progress, self._count = bench, progress, 0
+        address = f"{bench.control}:5000"
+        self._registry = Registry(cluster.STACK, registry_address(cluster.STACK), address)
+        self.images = {
+            (image, suffix): self._push(image, suffix)
+            for image in dict.fromkeys(one.image for one in chosen)
+            for suffix in ("", *(f"-{one.name}" for one in chosen if one.image == image))
+        }
+        progress("starting the node")
+        self.node = Node(bench)
+        progress(f"link: {json.dumps(self.node.link)}")
+        _client.config.load_kube_config(str(bench.cluster.kubeconfig))
+        self._api = _client.client.CoreV1Api()
+        for one in chosen:
+            self._trace(one)
+
+    def measure(self, one: Workload, arm: str) -> dict[str, float]:
+        """Start a workload on a node that knows nothing of it."""
+        self.node.fresh(arm)
+        image = self.images[one.image, f"-{one.name}" if arm == "traced" else ""]
+        ahead = self.node.clock()
+        spent = self.node.busy()
+        with Traffic(self._bench) as traffic:
+            begun = time.time()
+            with self._pod(one, image.reference) as name:
+                answer = self._answer(one, name, ahead)
+                found = {
+                    "answer_s": answer - begun,
+                    "moved": traffic.until(begun, answer) / image.size,
+                }
+                found["complete_s"] = self._complete(arm, answer) - begun
+                found["cpu_s"] = self.node.busy() - spent
+                if arm in {"lazy", "traced"}:
+                    found["daemons_mb"] = self.node.memory()
+                if one.serves:
+                    found |= self.node.reads(self._container(name))
+        return found
+
+    def _push(self, name: str, suffix: str) -> _Pushed:
+        """Push an image and its lazy form, which is another's where the repository is."""
+        built = build.build(
+            name, cache=cache_dir(), artifacts=artifacts.directory(), progress=self._progress
+        )
+        self._progress(f"{name}{suffix}: pushing it and its lazy form")
+        repository = f"{name}{suffix}"
+        reference = self._registry.push(built.path, repository)
+        store = Remote(Repository(self._registry.access(), repository))
+        manifest, kind = store.manifest(reference.partition("@")[2])
+        made = convert(
+            store,
+            manifest,
+            kind,
+            converter=converter(),
+            cache=cache_dir() / "lazy",
+            progress=self._progress,
+        )
+        attach(store, made)
+        size = sum(layer.size for layer in layers_of(manifest))
+        return _Pushed(reference, size, made.artifact, store)
+
+    def _trace(self, one: Workload) -> None:
+        """Start it once, and keep what it read with its own lazy form."""
+        self._progress(f"{one.name}: recording what it reads")
+        self.node.fresh("lazy")
+        image = self.images[one.image, f"-{one.name}"]
+        with self._pod(one, image.reference) as name:
+            self._answer(one, name, self.node.clock())
+            read: dict[str, list[int]] = {}
+            until = time.monotonic() + _SECONDS
+            while not read and time.monotonic() < until:  # the node tells it a little later
+                layers = [layer.name for layer in image.artifact.layers]
+                read = nodes.touched(cluster.STACK, NODE, layers)
+        attach_traced(image.store, image.artifact, trace.dump(read))
+
+    @contextlib.contextmanager
+    def _pod(self, one: Workload, reference: str) -> Iterator[str]:
+        self._count += 1
+        name = f"{one.name}-{self._count}"
+        container: dict[str, Any] = {
+            "name": one.name,
+            "image": reference,
+            "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108  (the pod's own)
+        }
+        if one.command:
+            container["command"] = list(one.command)
+        pod = {
+            "metadata": {"name": name},
+            "spec": {
+                "nodeName": NODE,
+                # Its answer is asked for from outside, where pods' own addresses are not known.
+                "hostNetwork": True,
+                "restartPolicy": "Never",
+                "terminationGracePeriodSeconds": 0,
+                "automountServiceAccountToken": False,
+                "volumes": [{"name": "tmp", "emptyDir": {}}],
+                "containers": [container],
+            },
+        }
+        self._api.create_namespaced_pod(_NAMESPACE, pod)
+        try:
+            yield name
+        finally:
+            self._api.delete_namespaced_pod(name, _NAMESPACE, grace_period_seconds=0)
+            self._wait(lambda: not self._pods(name), f"the end of pod {name}")
+
+    def _answer(self, one: Workload, pod: str, ahead: float) -> float:
+        """Return when the first useful answer came, in seconds since the epoch."""
+        if one.serves:
+            return float(self._wait(self._served, f"an answer of {one.name}"))
+        line = str(self._wait(lambda: self._printed(pod), f"a line of {one.name}"))
+        stamp, _, said = line.partition(" ")
+        if said.strip() != "42":
+            raise FleetfootError(f"{one.name} answered {said!r}", "nothing can be compared")
+        return (
+            datetime.datetime.fromisoformat(f"{stamp[:26].rstrip('Z')}+00:00").timestamp() - ahead
+        )
+
+    def _served(self) -> float:
+        url = f"http://{self.node.address}:{_PORT}/"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as reply:
+                json.load(reply)
+        except OSError:
+            return 0.0
+        return time.time()
+
+    def _printed(self, pod: str) -> str:
+        try:
+            said = self._api.read_namespaced_pod_log(pod, _NAMESPACE, timestamps=True)
+        except kubernetes.client.ApiException:  # it has not begun
+            return ""
+        return next((line for line in str(said).splitlines() if line.partition(" ")[2].strip()), "")
+
+    def _complete(self, arm: str, answer: float) -> float:
+        """Return when all of the image was there: what is pulled whole is, before it starts."""
+        if arm not in {"lazy", "traced"}:
+            return answer
+
+        def complete() -> bool:
+            images = self.node.status()
+            return bool(images) and all(each["present"] >= each["bytes"] > 0 for each in images)
+
+        self._wait(complete, "the whole image", pause=2.0)
+        return time.time()
+
+    def _container(self, pod: str) -> str:
+        """Return containerd's id of a pod's container."""
+        (status,) = self._pods(pod)[0].status.container_statuses
+        return str(status.container_id).rpartition("/")[2]
+
+    def _pods(self, name: str) -> list[Any]:
+        selector = f"metadata.name={name}"
+        return list(self._api.list_namespaced_pod(_NAMESPACE, field_selector=selector).items)
+
+    @staticmethod
+    def _wait(check: Callable[[], Any], what: str, *, pause: float = _POLL) -> Any:
+        deadline = time.monotonic() + _SECONDS
+        while not (found := check()):
+            if time.monotonic() > deadline:
+                raise FleetfootError(f"{what} did not come within {_SECONDS} s", "it was given up")
+            time.sleep(pause)
+        return found

@@ -1,0 +1,293 @@
+"""The node whose pulls bench pull measures: what it is told before a start, and what it says after."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any
+
+from fleetfoot.bench import cluster
+from fleetfoot.errors import FleetfootError
+from fleetfoot.machines import ssh
+from fleetfoot.machines.network import tap_name
+from fleetfoot.shell import run
+
+if TYPE_CHECKING:
+    from fleetfoot.bench.cluster import BenchCluster
+
+__all__ = ["ARMS", "NODE", "Node", "Traffic"]
+
+NODE = "pull-1"
+#: By arm, containerd's configuration: as it comes, or a role's file.
+ARMS = ("eager", "tuned", "lazy", "traced")
+_CPUS, _MEMORY_MIB, _DISK_MIB = 2, 3072, 20480
+_RATE_BITS, _DELAY_MS = 10**9, 2
+_PROBED_BYTES = 256 << 20
+_SECONDS = 600
+# What a pull goes by is left out: containerd's own defaults hold.
+_AS_IT_COMES = """
+version = 4
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+sandbox = '{sandbox}'
+[plugins.'io.containerd.cri.v1.images'.registry]
+config_path = '/etc/containerd/certs.d'
+[plugins.'io.containerd.transfer.v1.local']
+config_path = '/etc/containerd/certs.d'
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = 'io.containerd.runc.v2'
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+SystemdCgroup = true
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+bin_dirs = ['/usr/lib/cni']
+conf_dir = '/etc/cni/net.d'
+conf_template = '/etc/cni/fleetfoot.conflist.template'
+"""
+_KEEP = """
+set -e
+mkdir -p /root/arms
+cp /etc/containerd/config.toml /root/arms/lazy.toml
+sed "s/^imports = .*/imports = []/" /root/arms/lazy.toml > /root/arms/tuned.toml
+sed -n "s/^ *sandbox = '\\(.*\\)'/\\1/p" /root/arms/lazy.toml
+"""
+# A store with nothing in it but the sandbox's image, and no lazy layer: as on a new machine.
+_FRESH = """
+set -e
+systemctl restart fleetfoot-lazy
+ctr --namespace=k8s.io images ls -q | grep -v /pause: |
+  xargs --no-run-if-empty ctr --namespace=k8s.io images rm --sync > /dev/null
+for _ in $(seq 300); do
+  [ -n "$(ls /var/lib/fleetfoot-lazy/layers 2>/dev/null)" ] || break
+  ctr --namespace=k8s.io content prune references > /dev/null
+  sleep 0.2
+done
+[ -z "$(ls /var/lib/fleetfoot-lazy/layers 2>/dev/null)" ]
+systemctl stop containerd-in-use containerd
+rm -rf /var/lib/containerd /var/lib/fleetfoot-lazy/snapshots
+mkdir -m 0700 /var/lib/containerd
+touch /var/lib/containerd/.empty
+cp /root/arms/{config}.toml /etc/containerd/config.toml
+systemctl restart fleetfoot-lazy fleetfoot-lazy-sectors
+systemctl start containerd containerd-sandbox
+sync
+echo 3 > /proc/sys/vm/drop_caches
+"""
+_PSS = """
+for unit in fleetfoot-lazy fleetfoot-lazy-sectors; do
+  for pid in $(systemctl show --property=MainPID --value $unit); do
+    [ "$pid" = 0 ] || cat /proc/$pid/smaps_rollup
+  done
+done | awk '/^Pss:/ {sum += $2} END {print sum + 0}'
+"""
+_RECEIVE = """
+import socket, statistics, sys, time
+place = (sys.argv[1], int(sys.argv[2]))
+times = []
+for _ in range(20):
+    begun = time.monotonic()
+    probe = socket.create_connection(place)
+    times.append(time.monotonic() - begun)
+    probe.close()
+link = socket.create_connection(place)
+link.sendall(b"go")
+begun, count = time.monotonic(), 0
+while piece := link.recv(1 << 20):
+    count += len(piece)
+print(statistics.median(times), count / (time.monotonic() - begun))
+"""
+_SEND = """
+import socket, sys
+server = socket.create_server((sys.argv[1], 0))
+print(server.getsockname()[1], flush=True)
+while True:
+    link, _ = server.accept()
+    if link.recv(2) == b"go":
+        break
+piece = bytes(1 << 20)
+for _ in range(int(sys.argv[2]) >> 20):
+    link.sendall(piece)
+"""
+_WATCH = """
+import sys, time
+while True:
+    for line in open("/proc/net/dev"):
+        name, _, counts = line.partition(":")
+        if name.strip() == sys.argv[1]:
+            print(time.time(), counts.split()[8], flush=True)
+    time.sleep(0.05)
+"""
+# All files of a container's image, twice after the cache was emptied; then single blocks of 4 KiB.
+_READ = """
+import os, random, statistics, sys, time
+root = f"/proc/{sys.argv[1]}/root"
+files = []
+for folder, names, found in os.walk(root + "/usr"):
+    files += [os.path.join(folder, name) for name in sorted(found)]
+files = [path for path in files if os.path.isfile(path) and not os.path.islink(path)]
+def empty():
+    open("/proc/sys/vm/drop_caches", "w").write("3")
+def all_of_it():
+    begun, count = time.monotonic(), 0
+    for path in files:
+        with open(path, "rb", buffering=0) as file:
+            while piece := file.read(1 << 20):
+                count += len(piece)
+    return count / (time.monotonic() - begun)
+empty()
+cold, warm = all_of_it(), all_of_it()
+empty()
+large = max(files, key=os.path.getsize)
+chance, times = random.Random(1), []
+with open(large, "rb", buffering=0) as file:
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+    for _ in range(200):
+        offset = chance.randrange(os.path.getsize(large) >> 12) << 12
+        begun = time.monotonic()
+        os.pread(file.fileno(), 4096, offset)
+        times.append(time.monotonic() - begun)
+print(cold, warm, statistics.median(times))
+"""
+
+
+class Node:
+    """A worker that boots the serverless image, on a link of 1 Gbit/s with 2 ms.
+
+    Attributes:
+        link: What was measured of the link: `rate_bits`, `connect_ms`, before it was shaped and after.
+    """
+
+    def __init__(self, bench: BenchCluster) -> None:
+        self._bench = bench
+        made = bench.start(NODE, "serverless", cpus=_CPUS, memory=_MEMORY_MIB, disk=_DISK_MIB)
+        self.address = made.address
+        bench.cluster.wait_ready(NODE)
+        self._sandbox = self.run(_KEEP).strip()
+        self._write("/root/arms/eager.toml", _AS_IT_COMES.format(sandbox=self._sandbox))
+        self.link = {"before": self._probe()}
+        self._shape()
+        self.link["shaped"] = self._probe()
+
+    def run(self, command: str) -> str:
+        """Run a shell's commands on it."""
+        argv = [*ssh.command(cluster.STACK), f"root@{self.address}", command]
+        return run(argv, timeout=_SECONDS)
+
+    def python(self, script: str, *arguments: str) -> str:
+        """Run a script of Python on it."""
+        return self.run(shlex.join(["python3", "-c", script, *arguments]))
+
+    def fresh(self, arm: str) -> None:
+        """Forget all images, and go by an arm's configuration.
+
+        Args:
+            arm: One of `ARMS`.
+        """
+        config = "lazy" if arm == "traced" else arm
+        self.run(_FRESH.replace("{config}", config))
+        self._bench.cluster.wait_ready(NODE)
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return what is mounted lazily, by image (`fleetfoot.lazyfs.node.report.status`)."""
+        said = self.run("cat /run/fleetfoot-lazy/status.json 2>/dev/null || :")
+        found: list[dict[str, Any]] = json.loads(said)["images"] if said else []
+        return found
+
+    def clock(self) -> float:
+        """Return by how many seconds its clock is ahead of the host's."""
+        found = []
+        for _ in range(5):
+            before = time.time()
+            said = float(self.run("date +%s.%N"))
+            found.append((time.time() - before, said - (before + time.time()) / 2))
+        return min(found)[1]  # of the shortest way there and back
+
+    def busy(self) -> float:
+        """Return the CPU time that all of it spent since its start, in seconds."""
+        said = self.run("head --lines=1 /proc/stat; getconf CLK_TCK").split()
+        spent = [int(word) for word in said[1:9]]
+        return (sum(spent) - spent[3] - spent[4]) / int(said[-1])
+
+    def memory(self) -> float:
+        """Return what both daemons of lazy images take, in MB (Pss)."""
+        return int(self.run(_PSS)) * 1024 / 1e6
+
+    def reads(self, container: str) -> dict[str, float]:
+        """Read all of a running container's image, and single blocks of it.
+
+        Args:
+            container: containerd's id of it.
+
+        Returns:
+            `cold_mb_s` and `warm_mb_s`: throughput; `cold_block_ms`: median of 4 KiB.
+        """
+        pid = self.run(f"ctr --namespace=k8s.io task ls | awk '$1 == \"{container}\" {{print $2}}'")
+        if not pid.strip():
+            raise FleetfootError(
+                f"container {container} does not run", "its reads are not measured"
+            )
+        cold, warm, block = map(float, self.python(_READ, pid.strip()).split())
+        return {"cold_mb_s": cold / 1e6, "warm_mb_s": warm / 1e6, "cold_block_ms": block * 1e3}
+
+    def _write(self, path: str, content: str) -> None:
+        self.run(f"printf %s {shlex.quote(content)} > {path}")
+
+    def _shape(self) -> None:
+        network = self._bench.fleet.network
+        rate = [f"{_RATE_BITS // 10**6}mbit", "burst", "256kb", "latency", "50ms"]
+        tap = tap_name(NODE)
+        run(network.inside("tc", "qdisc", "replace", "dev", tap, "root", "tbf", "rate", *rate))
+        own = '$(ip -json route show default | sed \'s/.*"dev":"\\([^"]*\\)".*/\\1/\')'
+        self.run(f"modprobe sch_netem && tc qdisc replace dev {own} root netem delay {_DELAY_MS}ms")
+
+    def _probe(self) -> dict[str, float]:
+        network = self._bench.fleet.network
+        argv = network.inside(sys.executable, "-c", _SEND, network.spec.gateway, str(_PROBED_BYTES))
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as sender:
+            try:
+                assert sender.stdout is not None
+                port = sender.stdout.readline().strip()
+                said = self.python(_RECEIVE, network.spec.gateway, port).split()
+            finally:
+                sender.kill()
+        return {"connect_ms": float(said[0]) * 1e3, "rate_bits": float(said[1]) * 8}
+
+
+class Traffic(threading.Thread):
+    """Bytes that went over the link to the node, while a `with` block runs."""
+
+    def __init__(self, bench: BenchCluster) -> None:
+        super().__init__(daemon=True)
+        argv = bench.fleet.network.inside(sys.executable, "-c", _WATCH, tap_name(NODE))
+        self._argv, self._times, self._bytes = argv, list[float](), list[int]()
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Traffic:
+        self._process = subprocess.Popen(self._argv, stdout=subprocess.PIPE, text=True)
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self.join()
+        self._process.wait()
+
+    def run(self) -> None:
+        """Take what is counted."""
+        assert self._process is not None
+        for line in self._process.stdout or ():
+            when, count = line.split()
+            self._bytes.append(int(count))
+            self._times.append(float(when))
+
+    def until(self, begin: float, end: float) -> int:
+        """Return the bytes between two moments (seconds since the epoch)."""
+        return self._at(end) - self._at(begin)
+
+    def _at(self, moment: float) -> int:
+        place = bisect_left(self._times, moment)
+        return self._bytes[min(place, len(self._times) - 1)]
