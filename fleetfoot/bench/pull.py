@@ -1,7 +1,7 @@
 """bench pull: from a pod's creation to its first useful answer, pulled whole and mounted lazily.
 
-One node, one registry, one link of 1 Gbit/s with 2 ms. Each round starts every workload once in every
-arm, on a node that has nothing of the image and nothing in its page cache:
+One node, one registry, one link of 1 Gbit/s with 2 ms. Each round starts every workload once in
+every arm, on a node that has nothing of the image and nothing in its page cache:
 
     eager    containerd as it comes
     tuned    role container_runtime's settings: an image is pulled and unpacked whole

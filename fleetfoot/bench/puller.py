@@ -1,4 +1,4 @@
-"""The node whose pulls bench pull measures: what it is told before a start, and what it says after."""
+"""The node whose pulls bench pull measures: made ready before a start, and asked after it."""
 
 from __future__ import annotations
 
@@ -157,7 +157,8 @@ class Node:
     """A worker that boots the serverless image, on a link of 1 Gbit/s with 2 ms.
 
     Attributes:
-        link: What was measured of the link: `rate_bits`, `connect_ms`, before it was shaped and after.
+        link: What was measured of the link before it was shaped (`before`) and after (`shaped`):
+            `rate_bits` a second, `connect_ms` for a connection.
     """
 
     def __init__(self, bench: BenchCluster) -> None:
@@ -248,8 +249,7 @@ class Node:
         argv = network.inside(sys.executable, "-c", _SEND, network.spec.gateway, str(_PROBED_BYTES))
         with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as sender:
             try:
-                assert sender.stdout is not None
-                port = sender.stdout.readline().strip()
+                port = next(sender.stdout or iter(())).strip()
                 said = self.python(_RECEIVE, network.spec.gateway, port).split()
             finally:
                 sender.kill()
@@ -262,23 +262,20 @@ class Traffic(threading.Thread):
     def __init__(self, bench: BenchCluster) -> None:
         super().__init__(daemon=True)
         argv = bench.fleet.network.inside(sys.executable, "-c", _WATCH, tap_name(NODE))
-        self._argv, self._times, self._bytes = argv, list[float](), list[int]()
-        self._process: subprocess.Popen[str] | None = None
+        self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        self._times, self._bytes = list[float](), list[int]()
 
     def __enter__(self) -> Traffic:
-        self._process = subprocess.Popen(self._argv, stdout=subprocess.PIPE, text=True)
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self.join()
-        self._process.wait()
+        with self._process:
+            self._process.kill()
+            self.join()
 
     def run(self) -> None:
         """Take what is counted."""
-        assert self._process is not None
         for line in self._process.stdout or ():
             when, count = line.split()
             self._bytes.append(int(count))
