@@ -281,7 +281,7 @@ class _Scene:
                 # Its answer is asked for from outside, where pods' own addresses are not known.
                 "hostNetwork": True,
                 "restartPolicy": "Never",
-                "terminationGracePeriodSeconds": 0,
+                "terminationGracePeriodSeconds": 1,
                 "automountServiceAccountToken": False,
                 "volumes": [{"name": "tmp", "emptyDir": {}}],
                 "containers": [container],
@@ -291,7 +291,7 @@ class _Scene:
         try:
             yield name
         finally:
-            self._api.delete_namespaced_pod(name, _NAMESPACE, grace_period_seconds=0)
+            self._api.delete_namespaced_pod(name, _NAMESPACE)
             self._wait(lambda: not self._pods(name), f"the end of pod {name}")
 
     def _answer(self, one: Workload, pod: str, ahead: float) -> float:

@@ -57,21 +57,21 @@ sed -n "s/^ *sandbox = '\\(.*\\)'/\\1/p" /root/arms/lazy.toml
 # A store with nothing in it but the sandbox's image, and no lazy layer: as on a new machine.
 _FRESH = """
 set -e
-systemctl restart fleetfoot-lazy
-ctr --namespace=k8s.io images ls -q | grep -v /pause: |
-  xargs --no-run-if-empty ctr --namespace=k8s.io images rm --sync > /dev/null
-for _ in $(seq 300); do
-  [ -n "$(ls /var/lib/fleetfoot-lazy/layers 2>/dev/null)" ] || break
-  ctr --namespace=k8s.io content prune references > /dev/null
-  sleep 0.2
-done
-[ -z "$(ls /var/lib/fleetfoot-lazy/layers 2>/dev/null)" ]
-systemctl stop containerd-in-use containerd
-rm -rf /var/lib/containerd /var/lib/fleetfoot-lazy/snapshots
+systemctl stop containerd-in-use containerd fleetfoot-lazy.socket fleetfoot-lazy
+sed -n 's|^[^ ]* \\(/var/lib/fleetfoot-lazy/[^ ]*\\) .*|\\1|p' /proc/mounts |
+  xargs --no-run-if-empty umount
+PYTHONPATH=/usr/local/lib/fleetfoot/lazy python3 -c '
+import glob
+from fleetfoot.lazyfs.node import nbd
+for path in glob.glob("/sys/block/nbd*/backend"):
+    nbd.disconnect(int(path.split("/")[3].removeprefix("nbd")))
+'
+systemctl stop fleetfoot-lazy-sectors
+rm -rf /var/lib/containerd /var/lib/fleetfoot-lazy
 mkdir -m 0700 /var/lib/containerd
 touch /var/lib/containerd/.empty
 cp /root/arms/{config}.toml /etc/containerd/config.toml
-systemctl restart fleetfoot-lazy fleetfoot-lazy-sectors
+systemctl start fleetfoot-lazy-sectors fleetfoot-lazy.socket fleetfoot-lazy
 systemctl start containerd containerd-sandbox
 sync
 echo 3 > /proc/sys/vm/drop_caches
