@@ -49,6 +49,8 @@ conf_template = '/etc/cni/fleetfoot.conflist.template'
 """
 _KEEP = """
 set -e
+# What a boot still starts would come in between.
+systemctl is-system-running --wait > /dev/null || :
 mkdir -p /root/arms
 cp /etc/containerd/config.toml /root/arms/lazy.toml
 sed "s/^imports = .*/imports = []/" /root/arms/lazy.toml > /root/arms/tuned.toml
@@ -57,7 +59,8 @@ sed -n "s/^ *sandbox = '\\(.*\\)'/\\1/p" /root/arms/lazy.toml
 # A store with nothing in it but the sandbox's image, and no lazy layer: as on a new machine.
 _FRESH = """
 set -e
-systemctl stop containerd-in-use containerd fleetfoot-lazy.socket fleetfoot-lazy
+systemctl stop kubelet
+systemctl stop containerd-in-use containerd-sandbox containerd fleetfoot-lazy.socket fleetfoot-lazy
 sed -n 's|^[^ ]* \\(/var/lib/fleetfoot-lazy/[^ ]*\\) .*|\\1|p' /proc/mounts |
   xargs --no-run-if-empty umount
 PYTHONPATH=/usr/local/lib/fleetfoot/lazy python3 -c '
@@ -68,11 +71,19 @@ for path in glob.glob("/sys/block/nbd*/backend"):
 '
 systemctl stop fleetfoot-lazy-sectors
 rm -rf /var/lib/containerd /var/lib/fleetfoot-lazy
+! pgrep --exact containerd > /dev/null
 mkdir -m 0700 /var/lib/containerd
 touch /var/lib/containerd/.empty
 cp /root/arms/{config}.toml /etc/containerd/config.toml
 systemctl start fleetfoot-lazy-sectors fleetfoot-lazy.socket fleetfoot-lazy
-systemctl start containerd containerd-sandbox
+told() {
+  systemctl list-jobs --no-pager >&2
+  journalctl --unit=containerd --unit=containerd-sandbox --lines=15 --no-pager --output=cat >&2
+  exit 1
+}
+systemctl start containerd || told
+systemctl start containerd-sandbox || told
+systemctl start kubelet
 sync
 echo 3 > /proc/sys/vm/drop_caches
 """
