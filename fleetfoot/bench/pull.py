@@ -5,14 +5,15 @@ every arm, on a node that has nothing of the image and nothing in its page cache
 
     eager    containerd as it comes
     tuned    role container_runtime's settings: an image is pulled and unpacked whole
+    soci     containerd as it comes, with Debian's SOCI snapshotter and its index of the image
     lazy     the image's lazy form
     traced   the same, fetched ahead by the trace of an earlier start
 
     answer_s       from the pod's creation to its first useful answer
     moved          bytes that came to the node until then, as a part of the packed image
-    complete_s     until all of the image is on the node
+    complete_s     until all of the image is on the node; of SOCI, until as many bytes came
     cpu_s          CPU time that the node spent until then
-    daemons_mb     what the services of lazy images take then (Pss)
+    daemons_mb     what the services of lazy images take then (Pss), ours or SOCI's
     cold_mb_s, warm_mb_s, cold_block_ms   reads of the complete image; of 4 KiB the last one
 
 Times and sizes are medians of the rounds.
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import kubernetes
 
 from fleetfoot import artifacts
-from fleetfoot.bench import cluster, plot
+from fleetfoot.bench import cluster, plot, soci
 from fleetfoot.bench.puller import ARMS, NODE, Node, Traffic
 from fleetfoot.bench.report import Goal, Report, medians, now
 from fleetfoot.errors import FleetfootError
@@ -58,6 +59,7 @@ __all__ = ["ROUNDS", "WORKLOADS", "goals", "run"]
 ROUNDS = 3
 _PORT, _NAMESPACE = 8080, "default"
 _POLL, _SECONDS = 0.1, 1800
+_PATIENCE = 600  # seconds within which SOCI fetches an image, if it does
 _client: Any = kubernetes  # half of its functions have no types
 # Serves, and asks itself until it answers: its port is open to its own pod alone.
 _ASKED = """
@@ -105,6 +107,7 @@ class _Pushed:
     size: int
     artifact: Artifact
     store: Remote
+    path: Path
 
 
 def run(
@@ -142,13 +145,9 @@ def run(
             **bench.sizes(),
         }
     arms = {arm: medians(found) for arm, found in measured.items()}
-    ratios = {
-        f"{one.name}_eager_to_{arm}": arms[f"{one.name} eager"]["answer_s"]
-        / arms[f"{one.name} {arm}"]["answer_s"]
-        for one in chosen
-        for arm in ARMS[1:]
-    }
-    report = Report("pull", arms, ratios, measured, started, setup, goals(arms, chosen))
+    report = Report(
+        "pull", arms, ratios(arms, chosen), measured, started, setup, goals(arms, chosen)
+    )
     report.write(target)
     title = f"From a pod's creation to its first answer, median of {rounds}"
     answers = {
@@ -157,6 +156,25 @@ def run(
     moved = {one.name: {arm: arms[f"{one.name} {arm}"]["moved"] for arm in ARMS} for one in chosen}
     plot.pulls(target.with_suffix(".png"), answers, moved, title)
     return report
+
+
+def ratios(
+    arms: Mapping[str, Mapping[str, float]], workloads: Sequence[Workload]
+) -> dict[str, float]:
+    """Return what arms are to each other; ours is with a trace where no arm is named."""
+    found = {}
+    for one in workloads:
+        measured = {arm: arms[f"{one.name} {arm}"] for arm in ARMS}
+        ours = measured["traced"]
+        for arm in ("eager", "tuned", "soci"):
+            found[f"{one.name}.{arm}_over_lazy"] = measured[arm]["answer_s"] / ours["answer_s"]
+        untraced = measured["lazy"]["answer_s"]
+        found[f"{one.name}.eager_over_untraced"] = measured["eager"]["answer_s"] / untraced
+        found[f"{one.name}.bytes_fraction"] = ours["moved"]
+        if "cold_mb_s" in ours:
+            found[f"{one.name}.complete_read"] = measured["eager"]["cold_mb_s"] / ours["cold_mb_s"]
+            found[f"{one.name}.warm_read"] = measured["eager"]["warm_mb_s"] / ours["warm_mb_s"]
+    return found
 
 
 def goals(
@@ -170,6 +188,9 @@ def goals(
         found[f"{one.name}_times_sooner"] = Goal(one.faster, sooner, at_least=True)
         lazy = arms[f"{one.name} lazy"]["answer_s"]
         found[f"{one.name}_lazy_times_sooner"] = Goal(1, eager["answer_s"] / lazy, at_least=True)
+        other = arms[f"{one.name} soci"]["answer_s"]
+        found[f"{one.name}_sooner_than_soci"] = Goal(1, other / ours["answer_s"], at_least=True)
+        found[f"{one.name}_complete"] = Goal(1, ours["complete_s"] / eager["complete_s"])
         found[f"{one.name}_moved"] = Goal(one.moved, ours["moved"])
         if "warm_mb_s" in ours:
             warm = ours["warm_mb_s"] / eager["warm_mb_s"]
@@ -197,11 +218,22 @@ class _Scene:
             for image in dict.fromkeys(one.image for one in chosen)
             for suffix in ("", *(f"-{one.name}" for one in chosen if one.image == image))
         }
+        # In repositories of their own: each snapshotter finds what is attached for it alone.
+        self._indexed = {
+            image: self._registry.push(pushed.path, f"{image}-soci")
+            for (image, suffix), pushed in self.images.items()
+            if not suffix
+        }
         progress("starting the node")
         self.node = Node(bench)
         progress(f"link: {json.dumps(self.node.link)}")
         _client.config.load_kube_config(str(bench.cluster.kubeconfig))
         self._api = _client.client.CoreV1Api()
+        soci.install(self.node, self._registry.access(), self._registry.name, progress)
+        self.node.fresh("eager")
+        for image, reference in self._indexed.items():
+            progress(f"{image}: making SOCI's index")
+            soci.index(self.node, reference)
         for one in chosen:
             self._trace(one)
 
@@ -209,19 +241,26 @@ class _Scene:
         """Start a workload on a node that knows nothing of it."""
         self.node.fresh(arm)
         image = self.images[one.image, f"-{one.name}" if arm == "traced" else ""]
+        reference = self._indexed[one.image] if arm == "soci" else image.reference
         ahead = self.node.clock()
         spent = self.node.busy()
         with Traffic(self._bench) as traffic:
             begun = time.time()
-            with self._pod(one, image.reference) as name:
+            with self._pod(one, reference) as name:
                 answer = self._answer(one, name, ahead)
                 found = {
                     "answer_s": answer - begun,
                     "moved": traffic.until(begun, answer) / image.size,
                 }
-                found["complete_s"] = self._complete(arm, answer) - begun
+
+                def came() -> bool:
+                    return traffic.until(begun, time.time()) >= image.size
+
+                complete = self._complete(arm, answer, came)
+                if complete:
+                    found["complete_s"] = complete - begun
                 found["cpu_s"] = self.node.busy() - spent
-                if arm in {"lazy", "traced"}:
+                if arm in {"soci", "lazy", "traced"}:
                     found["daemons_mb"] = self.node.memory()
                 if one.serves:
                     found |= self.node.reads(self._container(name))
@@ -247,7 +286,7 @@ class _Scene:
         )
         attach(store, made)
         size = sum(layer.size for layer in layers_of(manifest))
-        return _Pushed(reference, size, made.artifact, store)
+        return _Pushed(reference, size, made.artifact, store, built.path)
 
     def _trace(self, one: Workload) -> None:
         """Start it once, and keep what it read with its own lazy form."""
@@ -322,8 +361,16 @@ class _Scene:
             return ""
         return next((line for line in str(said).splitlines() if line.partition(" ")[2].strip()), "")
 
-    def _complete(self, arm: str, answer: float) -> float:
-        """Return when all of the image was there: what is pulled whole is, before it starts."""
+    def _complete(self, arm: str, answer: float, came: Callable[[], bool]) -> float:
+        """Return when all of the image was there: what is pulled whole is, before it starts.
+
+        SOCI does not say it: then all of its bytes came, or it is not known (0).
+        """
+        if arm == "soci":
+            until = answer + _PATIENCE
+            while time.time() < until and not came():
+                time.sleep(_POLL)
+            return time.time() if came() else 0.0
         if arm not in {"lazy", "traced"}:
             return answer
 

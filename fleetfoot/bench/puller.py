@@ -11,7 +11,7 @@ import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
-from fleetfoot.bench import cluster
+from fleetfoot.bench import cluster, soci
 from fleetfoot.errors import FleetfootError
 from fleetfoot.machines import ssh
 from fleetfoot.machines.network import tap_name
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ARMS", "NODE", "Node", "Traffic"]
 
 NODE = "pull-1"
-#: By arm, containerd's configuration: as it comes, or a role's file.
-ARMS = ("eager", "tuned", "lazy", "traced")
+ARMS = ("eager", "tuned", "soci", "lazy", "traced")
 _CPUS, _MEMORY_MIB, _DISK_MIB = 2, 3072, 20480
 _RATE_BITS, _DELAY_MS = 10**9, 2
 _PROBED_BYTES = 256 << 20
@@ -70,12 +69,16 @@ for path in glob.glob("/sys/block/nbd*/backend"):
     nbd.disconnect(int(path.split("/")[3].removeprefix("nbd")))
 '
 systemctl stop fleetfoot-lazy-sectors
+{forget}
 rm -rf /var/lib/containerd /var/lib/fleetfoot-lazy
 ! pgrep --exact containerd > /dev/null
 mkdir -m 0700 /var/lib/containerd
 touch /var/lib/containerd/.empty
 cp /root/arms/{config}.toml /etc/containerd/config.toml
-systemctl start fleetfoot-lazy-sectors fleetfoot-lazy.socket fleetfoot-lazy
+sync
+# What is started from here on is read from the disk again, as at a boot.
+echo 3 > /proc/sys/vm/drop_caches
+{snapshotter}
 told() {
   systemctl list-jobs --no-pager >&2
   journalctl --unit=containerd --unit=containerd-sandbox --lines=15 --no-pager --output=cat >&2
@@ -84,11 +87,10 @@ told() {
 systemctl start containerd || told
 systemctl start containerd-sandbox || told
 systemctl start kubelet
-sync
-echo 3 > /proc/sys/vm/drop_caches
 """
+_OURS = "systemctl start fleetfoot-lazy-sectors fleetfoot-lazy.socket fleetfoot-lazy"
 _PSS = """
-for unit in fleetfoot-lazy fleetfoot-lazy-sectors; do
+for unit in fleetfoot-lazy fleetfoot-lazy-sectors soci; do
   for pid in $(systemctl show --property=MainPID --value $unit); do
     [ "$pid" = 0 ] || cat /proc/$pid/smaps_rollup
   done
@@ -177,16 +179,20 @@ class Node:
         made = bench.start(NODE, "serverless", cpus=_CPUS, memory=_MEMORY_MIB, disk=_DISK_MIB)
         self.address = made.address
         bench.cluster.wait_ready(NODE)
-        self._sandbox = self.run(_KEEP).strip()
-        self._write("/root/arms/eager.toml", _AS_IT_COMES.format(sandbox=self._sandbox))
+        as_it_comes = _AS_IT_COMES.format(sandbox=self.run(_KEEP).strip())
+        self._write("/root/arms/eager.toml", as_it_comes)
+        self._write("/root/arms/soci.toml", as_it_comes + soci.CONFIG)
         self.link = {"before": self._probe()}
         self._shape()
         self.link["shaped"] = self._probe()
 
+    def command(self, command: str) -> list[str]:
+        """Return what runs a shell's commands on it."""
+        return [*ssh.command(cluster.STACK), f"root@{self.address}", command]
+
     def run(self, command: str) -> str:
         """Run a shell's commands on it."""
-        argv = [*ssh.command(cluster.STACK), f"root@{self.address}", command]
-        return run(argv, timeout=_SECONDS)
+        return run(self.command(command), timeout=_SECONDS)
 
     def python(self, script: str, *arguments: str) -> str:
         """Run a script of Python on it."""
@@ -198,8 +204,11 @@ class Node:
         Args:
             arm: One of `ARMS`.
         """
-        config = "lazy" if arm == "traced" else arm
-        self.run(_FRESH.replace("{config}", config))
+        ours = arm in {"lazy", "traced"}
+        # Not by format(): the script has braces of its own.
+        script = _FRESH.replace("{config}", "lazy" if ours else arm).replace("{forget}", soci.STOP)
+        start = _OURS if ours else soci.START if arm == "soci" else ""
+        self.run(script.replace("{snapshotter}", start))
         self._bench.cluster.wait_ready(NODE)
 
     def status(self) -> list[dict[str, Any]]:
@@ -224,7 +233,7 @@ class Node:
         return (sum(spent) - spent[3] - spent[4]) / int(said[-1])
 
     def memory(self) -> float:
-        """Return what both daemons of lazy images take, in MB (Pss)."""
+        """Return what the arm's daemons of lazy images take, in MB (Pss)."""
         return int(self.run(_PSS)) * 1024 / 1e6
 
     def reads(self, container: str) -> dict[str, float]:

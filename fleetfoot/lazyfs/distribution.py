@@ -206,11 +206,11 @@ class Repository:
             raise FleetfootError(f"{access.url!r} is no address of a registry", "it is not asked")
         self._origin = (split.scheme, split.netloc)
         self._context: ssl.SSLContext | None = None
+        self._others: ssl.SSLContext | None = None
         if split.scheme == "https":
-            # The system's authorities, too: a registry may send its clients to others.
-            self._context = ssl.create_default_context()
-            if access.authority:
-                self._context.load_verify_locations(str(access.authority))
+            # Its own authority alone where it has one: the system's take a node long to read.
+            authority = str(access.authority) if access.authority else None
+            self._context = ssl.create_default_context(cafile=authority)
 
     # What is asked
 
@@ -424,6 +424,10 @@ class Repository:
                 if kept and isinstance(error, _CLOSED):
                     _rewind(body)
                     continue
+                unknown = isinstance(error, ssl.SSLCertVerificationError)
+                if unknown and origin == self._origin and self._context is not self._others:
+                    self._context = self._elsewhere()  # as containerd, which adds to the system's
+                    continue
                 self._forget()
                 raise UnreachableError(f"{origin[1]} does not answer: {error!r}") from error
 
@@ -433,12 +437,20 @@ class Repository:
                 return self._idle.pop(), True
         scheme, host = origin
         if scheme == "https":
-            # Elsewhere is where a registry sends its clients: trusted as the registry is.
-            context = self._context or ssl.create_default_context()
+            context = self._context if origin == self._origin else self._elsewhere()
             return http.client.HTTPSConnection(host, timeout=self._timeout, context=context), False
         if origin != self._origin:
             raise FleetfootError(f"{self} sends elsewhere without TLS ({host})", "it is not asked")
         return http.client.HTTPConnection(host, timeout=self._timeout), False
+
+    def _elsewhere(self) -> ssl.SSLContext:
+        """Return whom to trust where a registry sends clients: the system's authorities, too."""
+        with self._lock:
+            if self._others is None:
+                self._others = ssl.create_default_context()
+                if self._access.authority:
+                    self._others.load_verify_locations(str(self._access.authority))
+            return self._others
 
     def _forget(self) -> None:
         """Close what was kept: a registry that went away took all of it along."""

@@ -18,18 +18,24 @@ if TYPE_CHECKING:
 __all__ = ["dump", "parse", "runs"]
 
 _LONGEST = 64  # blocks of a run: a sector, so that what is read first does not wait for much
+_GAP = 4  # blocks that are fetched along: 256 KiB take a link as long as another request
 
 
 def runs(blocks: Sequence[int]) -> list[range]:
-    """Join blocks that follow each other, in the order of the first of them."""
+    """Join blocks that lie close together, in the order of the first reads.
+
+    Args:
+        blocks: Numbers, in the order of their first reads.
+    """
+    order = {block: place for place, block in reversed(list(enumerate(blocks)))}
     joined: list[range] = []
-    for block in blocks:
+    for block in sorted(order):
         last = joined[-1] if joined else range(0)
-        if last and block == last.stop and len(last) < _LONGEST:
+        if last and block <= last.stop + _GAP and block < last.start + _LONGEST:
             joined[-1] = range(last.start, block + 1)
         else:
             joined.append(range(block, block + 1))
-    return joined
+    return sorted(joined, key=lambda run: min(order[block] for block in run if block in order))
 
 
 def dump(touched: Mapping[str, Sequence[int]]) -> bytes:

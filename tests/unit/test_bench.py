@@ -220,9 +220,11 @@ def pulls(times_sooner: float, moved: float) -> dict[str, dict[str, float]]:
     reads = {"cold_mb_s": 10.0, "warm_mb_s": 100.0}
     arms = {}
     for one in pull.WORKLOADS:
-        arms[f"{one.name} eager"] = {"answer_s": 100.0, "moved": 1.0, **reads}
-        arms[f"{one.name} tuned"] = {"answer_s": 80.0, "moved": 1.0, **reads}
-        ours = {"answer_s": 100 / times_sooner, "moved": moved, "daemons_mb": 60.0, **reads}
+        whole = {"moved": 1.0, "complete_s": 100.0, **reads}
+        arms[f"{one.name} eager"] = {"answer_s": 100.0, **whole}
+        arms[f"{one.name} tuned"] = {"answer_s": 80.0, **whole}
+        arms[f"{one.name} soci"] = {"answer_s": 10.0, **whole}
+        ours = {**whole, "answer_s": 100 / times_sooner, "moved": moved, "daemons_mb": 60.0}
         arms[f"{one.name} lazy"] = arms[f"{one.name} traced"] = ours
     return arms
 
@@ -231,9 +233,17 @@ def test_lazy_starts_are_held_against_their_goals() -> None:
     assert all(goal.met for goal in pull.goals(pulls(20, 0.1), pull.WORKLOADS).values())
     found = pull.goals(pulls(6, 0.3), pull.WORKLOADS)
     missed = {name for name, goal in found.items() if not goal.met}
-    assert missed == {
-        "command_times_sooner", "command_moved", "postgres_moved", "datascience_moved",
-    }  # fmt: skip
+    moved = {"command_moved", "postgres_moved", "datascience_moved"}
+    slower = {f"{one.name}_sooner_than_soci" for one in pull.WORKLOADS}
+    assert missed == {"command_times_sooner", *moved, *slower}
+
+
+def test_ratios_of_pulls_have_stable_names() -> None:
+    found = pull.ratios(pulls(5, 0.1), pull.WORKLOADS)
+    assert found["spark.eager_over_lazy"] == pytest.approx(5)
+    assert found["spark.soci_over_lazy"] == pytest.approx(0.5)
+    assert found["spark.bytes_fraction"] == 0.1
+    assert found["spark.complete_read"] == 1
 
 
 def test_a_picture_of_pulls_is_drawn(tmp_path: Path) -> None:

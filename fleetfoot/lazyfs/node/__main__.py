@@ -37,7 +37,7 @@ def main() -> NoReturn:
     options.run.mkdir(parents=True, exist_ok=True, mode=0o700)
     devices = Devices(options.server, dead_timeout=options.dead_timeout, log=_log)
     snapshots = Snapshots(options.root, volatile=options.volatile)
-    images = Images(options.root, options.certs, _log)
+    images = Images(options.root, options.certs, devices.attach, _log)
     calls = ThreadPoolExecutor(_CALLS_AT_ONCE)
     service = Service(options.root, snapshots, images, devices, _log, calls=calls)
     reporter = Reporter(options.run, snapshots, devices, _log)

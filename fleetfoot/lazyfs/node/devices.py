@@ -29,6 +29,7 @@ __all__ = ["Devices", "unmounted"]
 _PAUSES = (0.1, 0.2, 0.5, 1.0)  # seconds between attempts; the last one again and again
 _PATIENCE = 15.0  # seconds that a mount waits for the server
 _AWAY = (errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET, errno.EPIPE, errno.EAGAIN)
+_HEAD = 4096  # bytes of a sector image that hold its superblock
 _OWN = "fleetfoot-lazy:"  # how the kernel is told whose a device is
 #: Milliseconds after which the kernel looks whether a request's connection is still there: what was
 #: on its way when the server died is asked again after that, and not after half a minute.
@@ -63,9 +64,7 @@ class Devices:
         Raises:
             OSError: The server does not come, or the kernel refuses.
         """
-        with self._lock:
-            busy = self._busy.setdefault(folder.name, threading.Lock())
-        with busy:
+        with self._alone(folder):
             if target in mounted():
                 return
             target.mkdir(parents=True, exist_ok=True)
@@ -73,10 +72,20 @@ class Devices:
                 with contextlib.suppress(OSError):  # a kernel without file-backed mounts
                     mount(str(folder.data), target, "erofs")
                     return
-            number = _attached().get(folder.name)
-            if number is None:
-                number = self._attach(folder.name)
-            mount(f"/dev/nbd{number}", target, "erofs")
+            mount(f"/dev/nbd{self._attached(folder)}", target, "erofs")
+
+    def attach(self, folder: Folder) -> None:
+        """Attach a sector image that will be mounted, and fetch what every mount reads.
+
+        Raises:
+            OSError: As for `mount`.
+        """
+        with self._alone(folder):
+            if folder.is_complete:
+                return
+            number = self._attached(folder)
+        with Path(f"/dev/nbd{number}").open("rb", buffering=0) as device:
+            device.read(_HEAD)
 
     def release(self, name: str) -> bool:
         """Take a device away; return False while something is mounted from it."""
@@ -162,6 +171,14 @@ class Devices:
                 return True
             self._mending.discard(name)
             return False
+
+    def _alone(self, folder: Folder) -> threading.Lock:
+        with self._lock:
+            return self._busy.setdefault(folder.name, threading.Lock())
+
+    def _attached(self, folder: Folder) -> int:
+        number = _attached().get(folder.name)
+        return self._attach(folder.name) if number is None else number
 
     def _attach(self, name: str) -> int:
         self.watch()

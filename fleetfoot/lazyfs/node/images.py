@@ -33,7 +33,7 @@ form to its image but who may push it: whoever can, says what containers read.""
 
 _REMEMBERED = 60.0  # seconds that a decision holds: a pull asks for all layers within
 _KEPT = 600.0  # seconds that what a pull has prepared is kept without a snapshot
-_TABLES_AT_ONCE = 4
+_LAYERS_AT_ONCE = 4
 _TIMEOUT = 5.0  # seconds without a byte until an image is pulled as ever
 
 
@@ -49,11 +49,18 @@ class Images:
     Args:
         root: The node's folder.
         certs: Folder with containerd's descriptions of registries.
+        attach: Attaches a layer that will be mounted.
         log: Takes a line for the journal.
     """
 
-    def __init__(self, root: Path, certs: Path, log: Callable[[str], object]) -> None:
-        self._root, self._certs, self._log = root, certs, log
+    def __init__(
+        self,
+        root: Path,
+        certs: Path,
+        attach: Callable[[Folder], object],
+        log: Callable[[str], object],
+    ) -> None:
+        self._root, self._certs, self._attach, self._log = root, certs, attach, log
         self._lock = threading.Lock()
         self._wanted: dict[str, float] = {}
         self._busy: dict[str, threading.Lock] = {}
@@ -104,11 +111,19 @@ class Images:
         place = Place(reference.host, reference.name)
         wanted = {each.digest for each in layers}
         lazy = [each for each in artifact.layers if each.layer in wanted]
-        with ThreadPoolExecutor(_TABLES_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_LAYERS_AT_ONCE) as pool:
             folders = list(pool.map(lambda each: self._kept(store, each, place), lazy))
-        self._trace(store, artifact)
+            self._trace(store, artifact)
+            # containerd asks for one layer after the other, and each mount waits for the registry.
+            list(pool.map(self._attached, folders))
         self._log(f"{reference} is mounted lazily: {len(folders)} layers, {_size(artifact)}")
         return {each.layer: folder for each, folder in zip(lazy, folders, strict=True)}
+
+    def _attached(self, folder: Folder) -> None:
+        try:
+            self._attach(folder)
+        except OSError as error:  # its mount tries again
+            self._log(f"{folder.name} is not attached yet: {error}")
 
     def _trace(self, store: Remote, artifact: Artifact) -> None:
         """Remember which blocks to fetch ahead; without them an image starts as well, later."""

@@ -94,13 +94,12 @@ class Server:
 
     def work(self) -> None:
         """Complete layers in the background, and say what happened; does not return."""
+        threading.Thread(target=self._complete_all, daemon=True).start()
         while True:
             time.sleep(_PAUSE)
             try:
                 self._forget()
                 self.report()
-                if self.rate and self._is_quiet() and self._has_room():
-                    self._complete_something()
             except Exception as error:  # nothing may end what all reads rely on
                 _log(f"in the background: {type(error).__name__}: {error}")
 
@@ -151,7 +150,19 @@ class Server:
         disk = os.statvfs(self.root)
         return disk.f_bavail > disk.f_blocks * (1 - self.watermark)
 
-    def _complete_something(self) -> None:
+    def _complete_all(self) -> None:
+        while True:
+            try:
+                may = self.rate and self._is_quiet() and self._has_room()
+                worked = bool(may) and self._complete_something()
+            except Exception as error:
+                _log(f"in the background: {type(error).__name__}: {error}")
+                worked = False
+            if not worked:
+                time.sleep(_PAUSE)
+
+    def _complete_something(self) -> bool:
+        """Work on one layer for a while; return False where there is nothing to be done."""
         now = time.monotonic()
         for name, layer in self._known().items():
             folder = Folder.of(self.root, name)
@@ -162,7 +173,8 @@ class Server:
             elif next(layer.missing(), None) is None and layer.cache.is_current:
                 folder.mark_complete()
                 _log(f"{name} is complete")
-            return
+            return True
+        return False
 
     def _complete(self, layer: Layer) -> bool:
         """Fetch some of what is missing; return False where that makes no sense for now."""

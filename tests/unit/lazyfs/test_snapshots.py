@@ -64,7 +64,7 @@ class Client:
 def service(root: Path, *, volatile: bool = False) -> Service:
     devices = Devices(root / "none", dead_timeout=1, log=print)
     snapshots = Snapshots(root, volatile=volatile)
-    images, calls = Images(root, root, print), ThreadPoolExecutor(2)
+    images, calls = Images(root, root, lambda _: None, print), ThreadPoolExecutor(2)
     return Service(root, snapshots, images, devices, print, calls=calls)
 
 

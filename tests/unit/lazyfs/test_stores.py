@@ -79,7 +79,7 @@ def test_a_trace_is_kept_with_it_and_stays(store: Store, tmp_path: Path) -> None
     converted = Converted(artifact, blobs, fresh=0)
     assert attach(store, converted)
     name = artifact.layers[0].table.digest[7:]
-    for first in (3, 5):
+    for first in (13, 15):
         recorded = trace.dump({name: [first, 0]})
         assert attach_traced(store, artifact_of(store, SUBJECT.digest) or artifact, recorded)
         found = artifact_of(store, SUBJECT.digest)

@@ -8,16 +8,17 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.trace import dump, parse, runs
 
 
-def test_blocks_that_follow_each_other_are_one_run() -> None:
-    assert runs([5, 6, 7, 1, 2, 9]) == [range(5, 8), range(1, 3), range(9, 10)]
+def test_blocks_that_lie_close_together_are_one_run() -> None:
+    assert runs([25, 27, 7, 1, 2, 12, 17]) == [range(25, 28), range(1, 18)]
+    assert runs([25, 7, 1, 12, 25]) == [range(25, 26), range(7, 13), range(1, 2)]
     assert runs(range(100)) == [range(64), range(64, 100)]
     assert runs([]) == []
 
 
 def test_it_is_read_as_it_was_written() -> None:
-    data = dump({"b": [3, 4, 0], "a": [1], "none": []})
-    assert data == b'{"a":[[1,1]],"b":[[3,2],[0,1]]}'
-    assert parse(data) == {"a": [range(1, 2)], "b": [range(3, 5), range(1)]}
+    data = dump({"b": [13, 14, 0], "a": [1], "none": []})
+    assert data == b'{"a":[[1,1]],"b":[[13,2],[0,1]]}'
+    assert parse(data) == {"a": [range(1, 2)], "b": [range(13, 15), range(1)]}
 
 
 WRONG = ['{"a": 1}', '{"a": [[1]]}', '{"a": [["x", 1]]}', '{"a": [[-1, 1]]}', '{"a": [[0, 65]]}']
