@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from grpclib.server import Server
 
+from fleetfoot.lazyfs.node import registries
 from fleetfoot.lazyfs.node.devices import Devices
 from fleetfoot.lazyfs.node.images import Images
 from fleetfoot.lazyfs.node.report import Reporter
@@ -41,6 +42,7 @@ def main() -> NoReturn:
     calls = ThreadPoolExecutor(_CALLS_AT_ONCE)
     service = Service(options.root, snapshots, images, devices, _log, calls=calls)
     reporter = Reporter(options.run, snapshots, devices, _log)
+    registries.warm(options.certs)
     # What a call needs is mounted with it; the rest must not keep other images waiting.
     for work in (lambda: _watched(devices), service.restore, reporter.work):
         threading.Thread(target=work, daemon=True).start()

@@ -16,6 +16,7 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs import trace
 from fleetfoot.lazyfs.artifact import Artifact, Descriptor, layers_of
 from fleetfoot.lazyfs.distribution import Access, Reference, Repository
+from fleetfoot.lazyfs.node.registries import TRUSTED
 from fleetfoot.lazyfs.node.store import Folder, Place
 from fleetfoot.lazyfs.stores import Remote, artifact_of
 
@@ -25,11 +26,7 @@ if TYPE_CHECKING:
 
     from fleetfoot.lazyfs.artifact import LazyLayer
 
-__all__ = ["TRUSTED", "Images"]
-
-TRUSTED = "lazy"
-"""File beside a registry's `hosts.toml` that says to believe its lazy forms. Nothing ties a lazy
-form to its image but who may push it: whoever can, says what containers read."""
+__all__ = ["Images"]
 
 _REMEMBERED = 60.0  # seconds that a decision holds: a pull asks for all layers within
 _KEPT = 600.0  # seconds that what a pull has prepared is kept without a snapshot

@@ -25,6 +25,7 @@ __all__ = ["Counts", "Layer", "Origin"]
 
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between attempts; the last one again and again
 _READ_AHEAD = 16  # blocks beyond what is wanted, when reads follow each other
+_AROUND = 4  # blocks that come together in other cases: 256 KiB take a link as long as a request
 _CAUSES: dict[type[FleetfootError], str] = {
     UnreachableError: "unreachable",
     AbsentError: "absent",
@@ -105,7 +106,10 @@ class Layer:
         here = sum(self._here(block) for block in blocks)
         self.counts.add("blocks_hit", here)
         self.counts.add("blocks_missed", len(blocks) - here)
-        got = self.fetch(blocks, ahead=_READ_AHEAD if sequential else 0)
+        first, last = blocks.start // _AROUND, (blocks.stop - 1) // _AROUND
+        around = range(first * _AROUND, (last + 1) * _AROUND)
+        along = range(blocks.start, blocks.stop + _READ_AHEAD) if sequential else around
+        got = self.fetch(blocks, along=along)
         if not got:
             return self.cache.read(offset, count)
         size, pieces = self.table.block, []
@@ -118,41 +122,39 @@ class Layer:
                 pieces.append(self.cache.read(block * size + start, end - start))
         return b"".join(pieces)
 
-    def fetch(self, blocks: range, *, ahead: int = 0) -> dict[int, bytes]:
+    def fetch(self, blocks: range, *, along: range = range(0)) -> dict[int, bytes]:
         """Make blocks present; return those that came now.
 
         Args:
             blocks: Their numbers.
-            ahead: How many beyond them may come along, if any of them has to be fetched.
+            along: Those that may come along, if any has to be fetched; `blocks` lies within.
 
         Raises:
             OSError: As for `read`.
         """
-        missing = [block for block in blocks if not self._here(block)]
-        if not missing:
+        if all(self._here(block) for block in blocks):
             return {}
-        if ahead:
-            beyond = range(blocks.stop, min(blocks.stop + ahead, self.table.block_count))
-            missing += [block for block in beyond if not self._here(block)]
+        wanted = range(along.start, min(along.stop, self.table.block_count)) if along else blocks
+        missing = [block for block in wanted if not self._here(block)]
         mine, others = self._divided(missing)
         got: dict[int, bytes] = {}
         try:
             for flight, run in mine:
-                self._fly(flight, run, needed=run.start < blocks.stop)
+                needed = run.start < blocks.stop and blocks.start < run.stop
+                self._fly(flight, run, needed=needed)
                 got.update(flight.blocks)
         finally:
             for flight, run in mine:
                 self._landed(flight, run)
-        wanted = set(blocks)
         for block, flight in others.items():
-            if block not in wanted:
+            if block not in blocks:
                 continue
             flight.done.wait()
             if block in flight.blocks:
                 got[block] = flight.blocks[block]
             elif not self.cache.has(block):  # the other one gave up: this one has its own time
                 got.update(self.fetch(range(block, block + 1)))
-        return {block: data for block, data in got.items() if block in wanted}
+        return {block: data for block, data in got.items() if block in blocks}
 
     def _fly(self, flight: _Flight, run: range, *, needed: bool) -> None:
         try:

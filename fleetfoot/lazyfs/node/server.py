@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.distribution import Access, Repository
+from fleetfoot.lazyfs.node import registries
 from fleetfoot.lazyfs.node.layer import Counts, Layer
 from fleetfoot.lazyfs.node.store import Cache, Folder, Place, keep
 
@@ -94,6 +95,7 @@ class Server:
 
     def work(self) -> None:
         """Complete layers in the background, and say what happened; does not return."""
+        registries.warm(self.certs)
         threading.Thread(target=self._complete_all, daemon=True).start()
         while True:
             time.sleep(_PAUSE)

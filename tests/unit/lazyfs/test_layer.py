@@ -79,12 +79,13 @@ def test_bytes_are_those_of_the_image(layer: Layer, offset: int, count: int) -> 
         assert layer.read(offset, count) == IMAGE[offset : offset + count]
 
 
-def test_a_cold_read_fetches_what_it_needs_and_no_more(layer: Layer, origin: Origin) -> None:
+def test_a_cold_read_fetches_what_lies_around_it_and_no_more(layer: Layer, origin: Origin) -> None:
     layer.read(10 * BLOCK + 5, 100)
-    assert origin.asked == [(10 * BLOCK, BLOCK)]
+    assert origin.asked == [(8 * BLOCK, 4 * BLOCK)]
     layer.read(10 * BLOCK, BLOCK)
     assert len(origin.asked) == 1
-    assert layer.counts["bytes_fetched"] == BLOCK
+    assert layer.counts["bytes_fetched"] == 4 * BLOCK
+    assert layer.touched == [10]
     assert (layer.counts["blocks_hit"], layer.counts["blocks_missed"]) == (1, 1)
 
 
@@ -96,9 +97,9 @@ def test_reads_that_follow_each_other_read_ahead(layer: Layer, origin: Origin) -
 
 
 def test_neighbours_come_with_one_request(layer: Layer, origin: Origin) -> None:
-    layer.read(2 * BLOCK, BLOCK)
-    assert layer.read(0, 5 * BLOCK) == IMAGE[: 5 * BLOCK]
-    assert origin.asked[1:] == [(0, 2 * BLOCK), (3 * BLOCK, 2 * BLOCK)]
+    layer.read(6 * BLOCK, BLOCK)
+    assert layer.read(0, 9 * BLOCK) == IMAGE[: 9 * BLOCK]
+    assert origin.asked[1:] == [(0, 4 * BLOCK), (8 * BLOCK, 4 * BLOCK)]
 
 
 def test_a_block_is_fetched_once_however_many_wait(layer: Layer, origin: Origin) -> None:
@@ -122,7 +123,7 @@ def test_a_block_is_fetched_once_however_many_wait(layer: Layer, origin: Origin)
     for thread in threads:
         thread.join(10)
     assert got == [IMAGE[4 * BLOCK :][:4096]] * 8
-    assert origin.asked == [(4 * BLOCK, BLOCK)]
+    assert origin.asked == [(4 * BLOCK, 4 * BLOCK)]
 
 
 def test_a_read_that_failed_keeps_nobody_waiting(
@@ -131,7 +132,7 @@ def test_a_read_that_failed_keeps_nobody_waiting(
     monkeypatch.setattr(module, "_PAUSES", (0.01,))
     cache = Cache(folder, TABLE)
     layer = Layer(TABLE, cache, lambda: [origin], counts=Counts(), deadline=0, log=lambda _: None)
-    layer.read(2 * BLOCK, BLOCK)  # in the middle of what is read next: two requests
+    layer.read(6 * BLOCK, BLOCK)  # in the middle of what is read next: two requests
 
     def away() -> None:
         raise UnreachableError("away")
@@ -139,9 +140,9 @@ def test_a_read_that_failed_keeps_nobody_waiting(
     origin.before = away
     for _ in range(2):
         with pytest.raises(OSError, match="given up"):
-            layer.read(0, 5 * BLOCK)
+            layer.read(0, 9 * BLOCK)
     origin.before = lambda: None
-    assert layer.read(0, 5 * BLOCK) == IMAGE[: 5 * BLOCK]
+    assert layer.read(0, 9 * BLOCK) == IMAGE[: 9 * BLOCK]
 
 
 def test_what_was_fetched_outlives_the_process(
@@ -151,7 +152,7 @@ def test_what_was_fetched_outlives_the_process(
     other = again(folder, origin)
     assert other.read(0, 3 * BLOCK) == IMAGE[: 3 * BLOCK]
     assert len(origin.asked) == 1
-    assert other.cache.count == 3
+    assert other.cache.count == 4
 
 
 def test_a_block_that_was_damaged_in_the_cache_is_fetched_again(

@@ -21,7 +21,8 @@ from fleetfoot.lazyfs.distribution import MANIFEST
 from fleetfoot.lazyfs.node import api
 from fleetfoot.lazyfs.node.api import Empty, message
 from fleetfoot.lazyfs.node.devices import Devices
-from fleetfoot.lazyfs.node.images import TRUSTED, Images
+from fleetfoot.lazyfs.node.images import Images
+from fleetfoot.lazyfs.node.registries import TRUSTED
 from fleetfoot.lazyfs.node.service import Service
 from fleetfoot.lazyfs.node.snapshots import SnapshotError, Snapshots
 from fleetfoot.lazyfs.node.store import Folder

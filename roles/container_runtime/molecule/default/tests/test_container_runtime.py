@@ -15,8 +15,11 @@ def test_runs(host):
 def test_configuration_is_what_it_uses(host):
     dump = tomllib.loads(host.check_output("/usr/local/bin/containerd config dump"))
     plugins = dump["plugins"]
-    runc = plugins["io.containerd.cri.v1.runtime"]["containerd"]["runtimes"]["runc"]
-    assert runc["options"]["SystemdCgroup"] is True
+    containerd = plugins["io.containerd.cri.v1.runtime"]["containerd"]
+    assert containerd["default_runtime_name"] == "crun"
+    for name in ("crun", "runc"):
+        assert containerd["runtimes"][name]["options"]["SystemdCgroup"] is True
+        assert host.run(f"{containerd['runtimes'][name]['options']['BinaryName']} --version").rc == 0
     assert plugins["io.containerd.metadata.v1.bolt"]["no_sync"] is True
     assert plugins["io.containerd.snapshotter.v1.overlayfs"]["mount_options"] == ["volatile"]
 
