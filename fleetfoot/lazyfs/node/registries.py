@@ -24,7 +24,7 @@ _ATTEMPTS, _PAUSE = 60, 2.0  # seconds between attempts: a machine that boots ha
 _LOWEST = 19
 
 
-def warm(certs: Path) -> None:
+def warm(certs: Path) -> threading.Thread:
     """Ask each of them for nothing, in the background and at the lowest priority.
 
     What a process needs for its first request (code, certificates) is in memory then: the first
@@ -32,8 +32,13 @@ def warm(certs: Path) -> None:
 
     Args:
         certs: Folder with containerd's descriptions of registries.
+
+    Returns:
+        The thread that does it.
     """
-    threading.Thread(target=_warm, args=(certs,), daemon=True).start()
+    thread = threading.Thread(target=_warm, args=(certs,), daemon=True)
+    thread.start()
+    return thread
 
 
 def _warm(certs: Path) -> None:
