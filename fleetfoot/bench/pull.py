@@ -224,16 +224,15 @@ class _Scene:
             for (image, suffix), pushed in self.images.items()
             if not suffix
         }
+        for image, reference in self._indexed.items():
+            progress(f"{image}: making SOCI's index")
+            soci.index(reference, bench.control, self._registry.access(), progress)
         progress("starting the node")
         self.node = Node(bench)
         progress(f"link: {json.dumps(self.node.link)}")
         _client.config.load_kube_config(str(bench.cluster.kubeconfig))
         self._api = _client.client.CoreV1Api()
         soci.install(self.node, self._registry.access(), self._registry.name, progress)
-        self.node.fresh("eager")
-        for image, reference in self._indexed.items():
-            progress(f"{image}: making SOCI's index")
-            soci.index(self.node, reference)
         for one in chosen:
             self._trace(one)
 
