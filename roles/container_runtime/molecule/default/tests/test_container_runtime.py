@@ -18,8 +18,9 @@ def test_configuration_is_what_it_uses(host):
     containerd = plugins["io.containerd.cri.v1.runtime"]["containerd"]
     assert containerd["default_runtime_name"] == "crun"
     for name in ("crun", "runc"):
-        assert containerd["runtimes"][name]["options"]["SystemdCgroup"] is True
-        assert host.run(f"{containerd['runtimes'][name]['options']['BinaryName']} --version").rc == 0
+        options = containerd["runtimes"][name]["options"]
+        assert options["SystemdCgroup"] is True
+        assert host.run(f"{options['BinaryName']} --version").rc == 0
     assert plugins["io.containerd.metadata.v1.bolt"]["no_sync"] is True
     assert plugins["io.containerd.snapshotter.v1.overlayfs"]["mount_options"] == ["volatile"]
 
