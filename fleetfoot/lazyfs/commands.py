@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,9 @@ from fleetfoot.lazyfs.convert import (
     unpack,
 )
 from fleetfoot.lazyfs.distribution import Access, Reference, Repository
+from fleetfoot.lazyfs.picture import LayerRead, draw, strip
 from fleetfoot.lazyfs.stores import Layout, Remote, artifact_of
+from fleetfoot.lazyfs.table import BLOCK
 from fleetfoot.paths import StackPaths, cache_dir
 from fleetfoot.registry import Registry
 from fleetfoot.stack.inventory import registry_address
@@ -40,7 +43,7 @@ __all__ = ["lazy"]
 
 lazy = typer.Typer(help="Images that start before they are pulled.", no_args_is_help=True)
 _SHOWN = 20  # differences in a table that a person reads
-_BAR = 12  # characters
+_BAR, _STRIP = 12, 48  # characters
 _LAYOUT = "oci:"
 # The code that rewrites layers: a new number where the same layer becomes other bytes.
 _FORM = 1
@@ -237,6 +240,46 @@ def lazy_trace(
     err.print(
         f"{blocks} blocks: {'recorded' if changed else 'as was recorded before'}", highlight=False
     )
+
+
+@lazy.command("touched")
+def lazy_touched(
+    image: Image,
+    node: Annotated[str, typer.Option(help="Node on which a container of the image was started.")],
+    platform: Platform = "linux/amd64",
+    stack: Stack = "local",
+    authfile: AuthFile = None,
+    *,
+    authority: Authority = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw it there, with colours for when it was read.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which parts of an image containers on a node read, since it was first mounted there."""
+    store, wanted = _store(image, stack, authfile, authority)
+    _, found = _lazy_form(store, wanted, platform)
+    read = nodes.touched(stack, node, [each.name for each in found.layers])
+    layers = [
+        LayerRead(
+            each.layer.partition(":")[2][:12],
+            each.table_of(store.blob(each.table.digest)).block_count,
+            read.get(each.name, []),
+        )
+        for each in found.layers
+    ]
+    if png:
+        draw(png, layers, f"{image.rpartition('/')[2][:40]} on {node}")
+        err.print(f"drawn: {png}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps([asdict(layer) for layer in layers], indent=1))
+        return
+    table = Table("layer", "MiB", "read", "where", title=f"read on {node}")
+    for layer in layers:
+        part = 100 * len(layer.touched) / max(layer.blocks, 1)
+        size = f"{layer.blocks * BLOCK / 2**20:.1f}"
+        table.add_row(layer.name, size, f"{part:.1f} %", strip(layer, _STRIP))
+    out.print(table)
 
 
 @lazy.command("status")

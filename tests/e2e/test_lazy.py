@@ -210,5 +210,10 @@ def test_status_and_trace_say_what_was_read(reader: Reader) -> None:
     assert 0 < shown["present"] <= shown["bytes"]
     assert {layer["way"] for layer in shown["layers"]} == {"nbd"}
     assert NODE in stack.fleetfoot("lazy", "status").stdout
+    touched = stack.fleetfoot("lazy", "touched", reader.image, "--node", NODE, "--json").stdout
+    # All of the file in its own layer was read, of what lies below a part.
+    parts = [len(layer["touched"]) / layer["blocks"] for layer in json.loads(touched)]
+    assert parts[-1] > 0.9
+    assert min(parts) < 0.9
     assert "recorded" in stack.fleetfoot("lazy", "trace", reader.image, "--node", NODE).stdout
     assert "attached already" in stack.fleetfoot("lazy", "convert", reader.image).stdout
