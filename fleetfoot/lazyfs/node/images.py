@@ -76,17 +76,36 @@ class Images:
             return None
         with self._lock:
             busy = self._busy.setdefault(manifest, threading.Lock())
-        with busy:
-            decided = self._decided.get(manifest)
-            if decided is None or time.monotonic() - decided.made > _REMEMBERED:
-                decided = _Decision(time.monotonic(), self._decide(reference, manifest))
-                self._decided[manifest] = decided
+        decided = self._known(manifest)
+        if decided is None:
+            with busy:
+                decided = self._known(manifest) or self._newly(reference, manifest)
         return decided.folders.get(layer)
+
+    def give_up(self, manifest: str) -> None:
+        """Let an image be pulled as ever for a while: all of its layers, or none."""
+        with self._lock:
+            self._decided[manifest] = _Decision(time.monotonic(), {})
 
     def is_wanted(self, name: str) -> bool:
         """Whether a pull that is under way may need a folder which no snapshot has yet."""
         with self._lock:
             return time.monotonic() - self._wanted.get(name, -_KEPT) < _KEPT
+
+    def _known(self, manifest: str) -> _Decision | None:
+        with self._lock:
+            found = self._decided.get(manifest)
+        is_old = found is None or time.monotonic() - found.made > _REMEMBERED
+        return None if is_old else found
+
+    def _newly(self, reference: str, manifest: str) -> _Decision:
+        folders = self._decide(reference, manifest)
+        with self._lock:
+            # It may have been given up meanwhile.
+            found = self._decided.get(manifest)
+            if found is None or time.monotonic() - found.made > _REMEMBERED:
+                found = self._decided[manifest] = _Decision(time.monotonic(), folders)
+            return found
 
     def _decide(self, reference: str, manifest: str) -> dict[str, Folder]:
         try:

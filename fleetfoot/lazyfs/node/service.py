@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from grpclib.const import Cardinality, Handler, Status
@@ -33,6 +35,17 @@ _REFERENCE = "containerd.io/snapshot/cri.image-ref"
 _MANIFEST = "containerd.io/snapshot/cri.manifest-digest"
 _LAYER = "containerd.io/snapshot/cri.layer-digest"
 _LISTED_AT_ONCE = 100
+_MOUNTS_AT_ONCE = 64
+_PATIENCE = 60.0  # seconds for which containerd, and its garbage collection, wait for a lazy layer
+
+
+@dataclass
+class _Attempt:
+    """To mount a layer lazily. Whoever gives it up or ends it first has the last word."""
+
+    over: bool = False
+    made: Snapshot | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Service:
@@ -61,6 +74,7 @@ class Service:
         self._calls = calls
         self._devices, self._log = devices, log
         self._lock = threading.Lock()
+        self._mounts_of_layers = ThreadPoolExecutor(_MOUNTS_AT_ONCE)
 
     def __mapping__(self) -> dict[str, Handler]:
         """Return what answers gRPC calls: grpclib's name for it."""
@@ -184,17 +198,43 @@ class Service:
         named = [labels.get(name, "") for name in (_REFERENCE, _MANIFEST, _LAYER)]
         if _TARGET not in labels or not all(named):
             return None
+        attempt = _Attempt()
+        trying = self._mounts_of_layers.submit(self._tried, request, named, attempt)
+        try:
+            return trying.result(_PATIENCE)
+        except TimeoutError:
+            with attempt.lock:
+                if attempt.over:  # it has just come
+                    return trying.result()
+                attempt.over = True
+                if attempt.made:
+                    self._snapshots.remove(attempt.made.key)
+        self._images.give_up(named[1])
+        self._log(f"{named[0]} is pulled as ever: a layer was not mounted in {_PATIENCE:.0f} s")
+        return None
+
+    def _tried(self, request: Any, named: list[str], attempt: _Attempt) -> Snapshot | None:
         folder = self._images.layer(*named)
-        if folder is None:
-            return None
-        made = self._added(request, ACTIVE, layer=folder.name)
+        with attempt.lock:
+            if folder is None or attempt.over:
+                attempt.over = True
+                return None
+            attempt.made = made = self._added(request, ACTIVE, layer=folder.name)
         try:
             self._mounted(made)
         except SnapshotError as error:
             self._log(f"{named[0]}: {named[2]} is pulled as ever: {error}")
-            self._dropped(self._snapshots.folder(self._snapshots.remove(made.key)).parent)
-            return None
-        return made
+            mounted = False
+        else:
+            mounted = True
+        with attempt.lock:
+            given_up, attempt.over = attempt.over, True
+        if mounted and not given_up:
+            return made
+        if not given_up:
+            self._snapshots.remove(made.key)
+        self._dropped(self._snapshots.folder(made).parent)
+        return None
 
     def _mounted(self, snapshot: Snapshot) -> None:
         folder = Folder.of(self._root, snapshot.layer)
@@ -244,6 +284,6 @@ def _info(snapshot: Snapshot) -> Any:
     info = message("Info")(
         name=snapshot.key, parent=snapshot.parent, kind=snapshot.kind, labels=snapshot.labels
     )
-    for field, seconds in (("created_at", snapshot.created), ("updated_at", snapshot.updated)):
-        getattr(info, field).FromNanoseconds(int(seconds * 10**9))
+    for name, seconds in (("created_at", snapshot.created), ("updated_at", snapshot.updated)):
+        getattr(info, name).FromNanoseconds(int(seconds * 10**9))
     return info

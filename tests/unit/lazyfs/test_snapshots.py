@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ import pytest
 from fleetfoot.lazyfs.artifact import Artifact, Descriptor, LazyLayer
 from fleetfoot.lazyfs.distribution import MANIFEST
 from fleetfoot.lazyfs.node import api
+from fleetfoot.lazyfs.node import service as service_module
 from fleetfoot.lazyfs.node.api import Empty, message
 from fleetfoot.lazyfs.node.devices import Devices
 from fleetfoot.lazyfs.node.images import Images
@@ -312,3 +314,40 @@ def test_an_image_whose_registry_is_away_is_unpacked_as_ever(
     (certs / TRUSTED).touch()
     said = labels("localhost:1/image:tag", f"sha256:{'0' * 64}", f"sha256:{'1' * 64}")
     assert client("Prepare", key="a", labels=said).mounts[0].type == "bind"
+
+
+class Stuck(Devices):
+    """Devices whose mounts wait: those of a registry that has just gone away."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("none"), dead_timeout=1, log=print)
+        self.entered, self.go = threading.Event(), threading.Event()
+
+    def mount(self, folder: Folder, target: Path) -> None:
+        self.entered.set()
+        assert self.go.wait(30)
+
+
+def test_a_layer_that_cannot_be_mounted_soon_is_unpacked_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "_PATIENCE", 0.1)
+    devices, snapshots = Stuck(), Snapshots(tmp_path, volatile=False)
+    images = Images(tmp_path, tmp_path, lambda _: None, print)
+    folder = Folder.of(tmp_path, "0" * 64)
+    manifest, layer = f"sha256:{'1' * 64}", f"sha256:{'2' * 64}"
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "registry" / TRUSTED).touch()
+    monkeypatch.setattr(Images, "_decide", lambda *_: {layer: folder})
+    with ThreadPoolExecutor(2) as calls:
+        made = Service(tmp_path, snapshots, images, devices, print, calls=calls)
+        request = message("PrepareSnapshotRequest")(
+            key="a", labels=labels("registry/image:v1", manifest, layer)
+        )
+        assert list(made.Prepare(request).mounts[0].options) == ["rw", "rbind"]
+        assert devices.entered.is_set()
+        assert images.layer("registry/image:v1", manifest, layer) is None
+        assert [each.layer for each in snapshots.all()] == [""]
+        devices.go.set()  # what came too late leaves nothing behind
+        made._mounts_of_layers.shutdown()
+        assert not list(snapshots.orphans())
