@@ -33,6 +33,7 @@ __all__ = [
     "directory",
     "earlier_directory",
     "modules",
+    "program",
     "reported_version",
 ]
 
@@ -81,8 +82,8 @@ def modules(purpose: str = _NODES) -> list[Module]:
     """Return the modules of tools/programs.yml that serve a purpose.
 
     Args:
-        purpose: `nodes` (what machines run), `benches` (what loads them) or `rehearsals` (what
-            upgrades begin from).
+        purpose: `nodes` (what machines run), `benches` (what loads them), `rehearsals` (what
+            upgrades begin from) or `tests` (what they ask).
 
     Raises:
         FleetfootError: A go.mod does not pin the module that programs.yml names.
@@ -110,7 +111,9 @@ def _module(folder: Path, entry: dict[str, Any]) -> Module:
     words = {"version": version, "bare": version[1:], "major": major, "minor": minor}
     stamp = {name: value.format(**words) for name, value in entry["stamp"].items()}
     default = entry["tells"].get("default", [])
-    content = json.dumps([pins, (folder / "go.sum").read_text(), entry, _ENVIRONMENT])
+    # Those that are ours beside those that the pins name.
+    sources = [path.read_text() for path in sorted(folder.glob("*.go"))]
+    content = json.dumps([pins, (folder / "go.sum").read_text(), entry, _ENVIRONMENT, *sources])
     return Module(
         folder=folder.name,
         version=version,
@@ -205,8 +208,19 @@ def bench_program(name: str, progress: Callable[[str], None]) -> Path:
         name: A program of a module for benches.
         progress: Takes one line at a time for a person to follow.
     """
-    build(progress, _BENCHES)
-    return next(m.out / name for m in modules(_BENCHES) if name in m.programs)
+    return program(name, _BENCHES, progress)
+
+
+def program(name: str, purpose: str, progress: Callable[[str], None]) -> Path:
+    """Return a program that no node has; built now unless the cache has it.
+
+    Args:
+        name: Its name.
+        purpose: Of its module, as `modules` takes it.
+        progress: Takes one line at a time for a person to follow.
+    """
+    build(progress, purpose)
+    return next(m.out / name for m in modules(purpose) if name in m.programs)
 
 
 def directory() -> Path:

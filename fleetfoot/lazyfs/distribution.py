@@ -518,6 +518,8 @@ def manifests_of(index: bytes) -> list[dict[str, Any]]:
     """
     try:
         listed = json.loads(index)["manifests"]
+        if listed is None:  # some servers write an empty list so
+            return []
     except (ValueError, KeyError, TypeError, RecursionError):
         listed = None
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):

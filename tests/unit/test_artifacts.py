@@ -19,11 +19,16 @@ def test_a_program_says_its_pinned_version(module: artifacts.Module, program: st
     assert module.version.removeprefix("v") in said
 
 
-def test_what_benches_need_is_on_no_node() -> None:
-    benches = {program for module in artifacts.modules("benches") for program in module.programs}
-    assert benches == {"k6", "kwok"}
-    assert benches.isdisjoint(program for _, program in PROGRAMS)
-    assert not any((artifacts.directory() / program).exists() for program in benches)
+def test_what_benches_and_tests_need_is_on_no_node() -> None:
+    others = {
+        program
+        for purpose in ("benches", "tests")
+        for module in artifacts.modules(purpose)
+        for program in module.programs
+    }
+    assert others == {"k6", "kwok", "registry"}
+    assert others.isdisjoint(program for _, program in PROGRAMS)
+    assert not any((artifacts.directory() / program).exists() for program in others)
 
 
 def test_a_program_of_benches_is_found_where_it_was_built(

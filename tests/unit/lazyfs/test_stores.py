@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fleetfoot import artifacts
 from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs import trace
 from fleetfoot.lazyfs.artifact import KIND, Artifact, Descriptor, LazyLayer
 from fleetfoot.lazyfs.convert import Converted, attach, attach_traced
-from fleetfoot.lazyfs.distribution import INDEX, MANIFEST, AbsentError
+from fleetfoot.lazyfs.distribution import INDEX, MANIFEST, AbsentError, Access, Repository
 from fleetfoot.lazyfs.stores import Layout, Remote, Store, artifact_of
 from fleetfoot.lazyfs.table import Table
 from tests.unit.lazyfs.registry import Registry
@@ -21,12 +23,39 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-IMAGE = b'{"layers": []}'
+CONFIG = b"{}"
+IMAGE = json.dumps(
+    {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": Descriptor.of("application/vnd.oci.image.config.v1+json", CONFIG).plain(),
+        "layers": [],
+    }
+).encode()
 SUBJECT = Descriptor.of(MANIFEST, IMAGE)
 
 
-@pytest.fixture(params=["referrers", "tags", "layout"])
+@pytest.fixture(scope="module")
+def conforming() -> Iterator[str]:
+    """Address of a registry that others wrote, with the referrers API."""
+    program = artifacts.program("registry", "tests", print)
+    with subprocess.Popen([str(program), "serve"], stdout=subprocess.PIPE, text=True) as serving:
+        try:
+            yield f"http://{next(iter(serving.stdout or ())).strip()}"
+        finally:
+            serving.kill()
+
+
+@pytest.fixture(params=["conforming", "referrers", "tags", "layout"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "conforming":
+        url = request.getfixturevalue("conforming")
+        made = Repository(Access(url), f"{tmp_path.name.lower()}/image")
+        made.put_blob(CONFIG, Descriptor.of("", CONFIG).digest)
+        for name in ("v1", SUBJECT.digest):
+            made.put_manifest(IMAGE, name)
+        yield Remote(made)
+        return
     if request.param == "layout":
         (folder := tmp_path / "layout").mkdir()
         (folder / "oci-layout").write_text("{}")
@@ -104,7 +133,7 @@ def test_an_earlier_one_that_cannot_be_removed_is_not_chosen(tmp_path: Path) -> 
         assert found.converter == "2"
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"manifests": null}', b'{"manifests": [1]}'])
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"manifests": 1}', b'{"manifests": [1]}'])
 def test_a_list_that_is_none_is_told(tmp_path: Path, body: bytes) -> None:
     with Registry(tmp_path, referrers=False) as registry:
         registry.manifests[SUBJECT.digest.replace(":", "-")] = (body, INDEX)
