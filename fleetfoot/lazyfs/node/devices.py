@@ -68,10 +68,11 @@ class Devices:
             if target in mounted():
                 return
             target.mkdir(parents=True, exist_ok=True)
-            if folder.is_complete:
-                with contextlib.suppress(OSError):  # a kernel without file-backed mounts
-                    mount(str(folder.data), target, "erofs")
-                    return
+            with folder.alone():  # what is complete may be evicted until it is mounted
+                if folder.is_complete:
+                    with contextlib.suppress(OSError):  # a kernel without file-backed mounts
+                        mount(str(folder.data), target, "erofs")
+                        return
             mount(f"/dev/nbd{self._attached(folder)}", target, "erofs")
 
     def attach(self, folder: Folder) -> None:

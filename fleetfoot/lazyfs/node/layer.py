@@ -89,7 +89,8 @@ class Layer:
         self._lock = threading.Lock()
         self._flights: dict[int, _Flight] = {}
         self._end = -1  # where the last read ended
-        self._first = 0  # all blocks below it are here
+        self._first, self._first_of = 0, 0  # all blocks below it are here, in that generation
+        self.read_at = time.monotonic()
         self.touched: list[int] = []
         self._seen = bytearray(-(-table.block_count // 8))
 
@@ -102,14 +103,27 @@ class Layer:
         blocks = self.table.blocks_of(offset, count)
         self._note(blocks)
         sequential = offset == self._end
-        self._end = offset + count
+        self._end, self.read_at = offset + count, time.monotonic()
         here = sum(self._here(block) for block in blocks)
         self.counts.add("blocks_hit", here)
         self.counts.add("blocks_missed", len(blocks) - here)
         first, last = blocks.start // _AROUND, (blocks.stop - 1) // _AROUND
         around = range(first * _AROUND, (last + 1) * _AROUND)
         along = range(blocks.start, blocks.stop + _READ_AHEAD) if sequential else around
-        got = self.fetch(blocks, along=along)
+        while True:
+            generation = self.cache.generation
+            got = self.fetch(blocks, along=along)
+            try:
+                data = self._joined(blocks, got, offset, count)
+            except OSError:
+                if generation == self.cache.generation:
+                    raise
+                continue
+            # What came now was verified, and is no part of the cache.
+            if len(got) == len(blocks) or generation == self.cache.generation:
+                return data
+
+    def _joined(self, blocks: range, got: dict[int, bytes], offset: int, count: int) -> bytes:
         if not got:
             return self.cache.read(offset, count)
         size, pieces = self.table.block, []
@@ -168,6 +182,8 @@ class Layer:
 
     def missing(self) -> Iterator[int]:
         """Return numbers of blocks that are not here, ascending; verifies those that are."""
+        if self._first_of != (generation := self.cache.generation):
+            self._first, self._first_of = 0, generation
         while self._first < self.table.block_count and self._here(self._first):
             self._first += 1  # what was seen once is not looked at again
         rest = range(self._first, self.table.block_count)

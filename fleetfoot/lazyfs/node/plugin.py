@@ -2,7 +2,7 @@
 
 nbdkit loads this file through its Python plug-in (nbdkit-python-plugin(3)), whose names these are.
 The name of an export is that of a layer's folder. The command line's parameters are the
-fields of `Server`: `root`, `certs`, `deadline`, `rate`, `watermark`, `stats`.
+fields of `Server`: `root`, `certs`, `deadline`, `rate`, `watermark`, `evict`, `stats`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def config(key: str, value: str) -> None:
         "deadline": float,
         "rate": float,
         "watermark": float,
+        "evict": float,
         "stats": Path,
     }
     if key not in takes:

@@ -42,6 +42,7 @@ _COUNTERS = {
     ),
     "corrupted_fetched": ("corrupted_blocks_total", 'where="registry"', ""),
     "uncached": ("uncached_blocks_total", "", "Blocks passed through, for the disk was full."),
+    "blocks_evicted": ("evicted_blocks_total", "", "Blocks that left a disk which was full."),
     "reads_failed": ("failed_reads_total", "", "Reads that failed (EIO)."),
     "errors_unreachable": (
         "errors_total",

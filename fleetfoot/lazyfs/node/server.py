@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.distribution import Access, Repository
 from fleetfoot.lazyfs.node import registries
 from fleetfoot.lazyfs.node.layer import Counts, Layer
+from fleetfoot.lazyfs.node.mounts import mounted
 from fleetfoot.lazyfs.node.store import Cache, Folder, Place, keep
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ _AHEAD = 3  # requests at once that fetch ahead, for the whole node
 _PIECE = 16  # blocks that the background fetches at once: 1 MiB
 _QUIET = 5.0  # seconds without a block that somebody waited for, until the background goes on
 _STARVED = 30.0  # seconds after which it does a little in any case
+_IDLE = 60.0  # seconds without a read until a layer may be evicted
 _REST = 60.0  # seconds that a layer is left alone which could not be completed
 _TIMEOUT = 10.0  # seconds without a byte until a registry is asked again
 
@@ -42,6 +45,8 @@ class Server:
         rate: Bytes a second that the background fetches; 0 turns it off.
         watermark: Part of the disk (0 to 1) above which the background fetches nothing: what nobody
             has read yet must not make the kubelet remove images or pods.
+        evict: Part of the disk above which layers are evicted that nobody reads: before the kubelet
+            evicts pods for it.
         stats: File for what happened; none is written where it is None. Which blocks were read of a
             layer stands beside it, in `touched-<name>.json`.
     """
@@ -51,6 +56,7 @@ class Server:
     deadline: float = 300.0
     rate: float = 16 * 2**20
     watermark: float = 0.8
+    evict: float = 0.9
     stats: Path | None = None
     counts: Counts = field(default_factory=Counts)
     _layers: dict[str, Layer] = field(default_factory=dict)
@@ -101,6 +107,7 @@ class Server:
             time.sleep(_PAUSE)
             try:
                 self._forget()
+                self._make_room()
                 self.report()
             except Exception as error:  # nothing may end what all reads rely on
                 _log(f"in the background: {type(error).__name__}: {error}")
@@ -149,8 +156,22 @@ class Server:
         return True
 
     def _has_room(self) -> bool:
-        disk = os.statvfs(self.root)
-        return disk.f_bavail > disk.f_blocks * (1 - self.watermark)
+        return not _is_fuller(self.root, self.watermark)
+
+    def _make_room(self) -> None:
+        """Evict what was not read for longest, while the disk is too full: it can come again."""
+        for name, layer in sorted(self._known().items(), key=lambda each: each[1].read_at):
+            idle = time.monotonic() - layer.read_at > _IDLE
+            if not _is_fuller(self.root, self.evict) or not idle:
+                return
+            folder = Folder.of(self.root, name)
+            with contextlib.suppress(FileNotFoundError), folder.alone():
+                # What is mounted from its file has nobody who would fetch it again.
+                if layer.cache.count and str(folder.data) not in mounted().values():
+                    folder.unmark_complete()
+                    gone = layer.cache.evict()
+                    self.counts.add("blocks_evicted", gone)
+                    _log(f"{name} leaves the disk, which is full: {gone} blocks")
 
     def _complete_all(self) -> None:
         while True:
@@ -170,11 +191,14 @@ class Server:
             folder = Folder.of(self.root, name)
             if self._resting.get(name, 0) > now or folder.is_complete:
                 continue
+            generation = layer.cache.generation
             if not self._complete(layer):
                 self._resting[name] = time.monotonic() + _REST
             elif next(layer.missing(), None) is None and layer.cache.is_current:
-                folder.mark_complete()
-                _log(f"{name} is complete")
+                with contextlib.suppress(FileNotFoundError), folder.alone():
+                    if layer.cache.generation == generation:
+                        folder.mark_complete()
+                        _log(f"{name} is complete")
             return True
         return False
 
@@ -233,6 +257,11 @@ class Server:
             with self._lock:
                 self._repositories[place] = (stamp, repository)
         return repository
+
+
+def _is_fuller(folder: Path, part: float) -> bool:
+    disk = os.statvfs(folder)
+    return disk.f_bavail <= disk.f_blocks * (1 - part)
 
 
 def _files(folder: Path) -> list[Path]:

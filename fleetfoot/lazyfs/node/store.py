@@ -8,7 +8,8 @@
 - `data`: what was fetched, at its place, with holes for the rest;
 - `present`: a bit for each block that `data` has;
 - `complete`: all of `data` was verified; the boot in which, for a machine that lost its power may
-  have lost some of it.
+  have lost some of it;
+- `lock`: held by whoever mounts `data` for it is complete, or evicts it.
 
 Layers with the same content are one folder. `data` is written before `present`, but not synced:
 what an earlier process left is verified again before it is believed.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import mmap
@@ -168,6 +170,21 @@ class Folder:
         """Remember that all of it is here."""
         keep(self.path / "complete", _BOOT.read_bytes())
 
+    def unmark_complete(self) -> None:
+        """Forget that."""
+        (self.path / "complete").unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from acting on whether it is complete.
+
+        Raises:
+            OSError: It is gone.
+        """
+        with (self.path / "lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
     def remove(self) -> None:
         """Forget it, and what was fetched."""
         with contextlib.suppress(FileNotFoundError):
@@ -178,7 +195,8 @@ class Folder:
 class Cache:
     """What is here of one sector image.
 
-    Blocks that an earlier process left count as absent until `confirm` said otherwise.
+    Blocks that an earlier process left count as absent until `confirm` said otherwise. What is here
+    may be evicted at any time: whoever read finds another `generation` then, and reads again.
     """
 
     def __init__(self, folder: Folder, table: Table) -> None:
@@ -204,7 +222,14 @@ class Cache:
             os.close(present)
         self._close = weakref.finalize(self, _closed, self._present, self._data)
         self._trusted = bytearray(size)
+        self._generation = 0
         self._count = sum(byte.bit_count() for byte in self._present[:])
+
+    @property
+    def generation(self) -> int:
+        """How often it was evicted."""
+        with self._lock:  # not while it is
+            return self._generation
 
     @property
     def count(self) -> int:
@@ -229,6 +254,7 @@ class Cache:
         Returns:
             Whether it is what it must be; None where there is none.
         """
+        generation = self.generation
         if not self._present[block >> 3] >> (block & 7) & 1:
             return None
         offset = block * self._table.block
@@ -239,6 +265,8 @@ class Cache:
         good = len(data) == self._table.block_size(block) and not self._table.wrong(block, data)
         bit = 1 << (block & 7)
         with self._lock:
+            if self._generation != generation:
+                return None
             if good:
                 self._trusted[block >> 3] |= bit
             elif self._present[block >> 3] & bit and not self._trusted[block >> 3] & bit:
@@ -260,6 +288,7 @@ class Cache:
             first: Number of the block that `data` begins with.
             data: Whole blocks, one after the other.
         """
+        generation = self.generation
         try:
             written = os.pwrite(self._data, data, first * self._table.block)
         except OSError as error:
@@ -271,6 +300,8 @@ class Cache:
         if written == len(data):
             blocks = range(first, first + -(-len(data) // self._table.block))
         with self._lock:
+            if self._generation != generation:
+                return False
             for block in blocks:
                 bit = 1 << (block & 7)
                 if not self._present[block >> 3] & bit:
@@ -278,6 +309,17 @@ class Cache:
                 self._present[block >> 3] |= bit
                 self._trusted[block >> 3] |= bit
         return written == len(data)
+
+    def evict(self) -> int:
+        """Give the disk back what is here; return how many blocks that were."""
+        with self._lock:
+            gone, self._count = self._count, 0
+            self._generation += 1
+            self._trusted[:] = bytes(len(self._trusted))
+            self._present[:] = bytes(len(self._trusted))
+            os.truncate(self._data, 0)
+            os.truncate(self._data, self._table.length)
+            return gone
 
     def close(self) -> None:
         """Close the files; a cache that nobody holds any more does that itself."""

@@ -305,6 +305,97 @@ def test_the_background_keeps_below_the_watermark(
     assert Server(root=tmp_path, watermark=watermark)._has_room() == room
 
 
+def test_what_was_evicted_is_fetched_again(layer: Layer, folder: Folder, origin: Origin) -> None:
+    layer.read(0, 2 * BLOCK)
+    layer.read(8 * BLOCK, BLOCK)
+    before = folder.data.stat().st_blocks
+    assert layer.cache.evict() == 8
+    assert folder.data.stat().st_blocks < before
+    assert folder.data.stat().st_size == len(IMAGE)
+    assert layer.cache.count == 0
+    asked = len(origin.asked)
+    assert layer.read(0, 2 * BLOCK) == IMAGE[: 2 * BLOCK]
+    assert len(origin.asked) == asked + 1
+    assert len(list(layer.missing())) == TABLE.block_count - 4
+
+
+def test_what_is_evicted_while_it_is_read_is_read_again(
+    layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer.read(0, BLOCK)
+    read, times = Cache.read, []
+
+    def evicted(cache: Cache, offset: int, count: int) -> bytes:
+        times.append(offset)
+        if len(times) == 1:
+            cache.evict()
+        return read(cache, offset, count)  # zeros, or nothing
+
+    monkeypatch.setattr(Cache, "read", evicted)
+    assert layer.read(0, BLOCK) == IMAGE[:BLOCK]
+
+
+def test_what_is_evicted_while_it_comes_is_not_believed(
+    layer: Layer, folder: Folder, origin: Origin
+) -> None:
+    write = os.pwrite
+
+    def evicted(file: int, data: bytes, offset: int) -> int:
+        written = write(file, data, offset)
+        layer.cache.evict()
+        return written
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("fleetfoot.lazyfs.node.store.os.pwrite", evicted)
+        assert layer.read(0, BLOCK) == IMAGE[:BLOCK]
+    assert layer.cache.count == 0
+    assert layer.read(0, BLOCK) == IMAGE[:BLOCK]
+    assert again(folder, origin).read(0, BLOCK) == IMAGE[:BLOCK]
+
+
+def test_layers_leave_a_full_disk_in_the_order_of_their_last_reads(
+    layer: Layer, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer.read(0, BLOCK)
+    folder.mark_complete()
+    server = Server(root=tmp_path, evict=0)
+    server._layers[NAME] = layer
+    server._make_room()
+    assert layer.cache.count, "it was read a moment ago"
+    monkeypatch.setattr("fleetfoot.lazyfs.node.server._IDLE", -1)
+    monkeypatch.setattr("fleetfoot.lazyfs.node.server.mounted", lambda: {"/fs": str(folder.data)})
+    server._make_room()
+    assert layer.cache.count, "it is mounted from its file"
+    monkeypatch.setattr("fleetfoot.lazyfs.node.server.mounted", dict)
+    server._make_room()
+    assert not layer.cache.count
+    assert not folder.is_complete
+    assert server.counts["blocks_evicted"] == 4
+
+
+def test_what_is_evicted_is_not_complete(
+    layer: Layer, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(root=tmp_path, rate=1e9)
+    server._layers[NAME] = layer
+    missing, left = Layer.missing, TABLE.block_count
+
+    def evicted(of: Layer) -> Iterator[int]:
+        found = list(missing(of))
+        if not found:  # just before it would be told
+            of.cache.evict()
+        return iter(found)
+
+    monkeypatch.setattr(Layer, "missing", evicted)
+    for _ in range(left):
+        server._complete_something()
+        assert not folder.is_complete
+    monkeypatch.setattr(Layer, "missing", missing)
+    while not folder.is_complete:
+        server._complete_something()
+    assert folder.data.read_bytes() == IMAGE
+
+
 def test_the_background_leaves_starts_alone_and_never_starves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
