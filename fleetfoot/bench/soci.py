@@ -56,11 +56,11 @@ systemd-run --quiet --unit=soci --service-type=notify --setenv=HOME=/root \\
 # Natively, on the host: an emulated processor takes a quarter of an hour for an image.
 _INDEX = """
 set -e
-/programs/containerd --root=/mnt/root --state=/run/containerd --address=/run/containerd.sock \
+/opt/containerd --root=/mnt/root --state=/run/containerd --address=/run/containerd.sock \
   > /mnt/containerd.log 2>&1 &
 export CONTAINERD_ADDRESS=/run/containerd.sock CONTAINERD_NAMESPACE=default
-until /programs/ctr version > /dev/null 2>&1; do kill -0 $!; sleep 0.1; done
-/programs/ctr content fetch --hosts-dir=/mnt/certs.d "$1" > /dev/null
+until /opt/ctr version > /dev/null 2>&1; do kill -0 $!; sleep 0.1; done
+/opt/ctr content fetch --hosts-dir=/mnt/certs.d "$1" > /dev/null
 soci create "$1"
 soci push --quiet "$1"
 """
@@ -89,7 +89,8 @@ def index(image: str, address: str, access: Access, progress: Callable[[str], No
         )
         (work / ".docker").mkdir()
         (work / ".docker/config.json").write_text(_credential(access, registry))
-        (work / "hosts").write_text(f"{address} {registry.partition(':')[0]}\n")
+        (work / "etc").mkdir()
+        (work / "etc/hosts").write_text(f"{address} {registry.partition(':')[0]}\n")
         argv = ["bwrap", "--unshare-pid", "--die-with-parent", "--ro-bind", str(_tree(progress))]
         argv += ["/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/run"]
         argv += [
@@ -102,8 +103,8 @@ def index(image: str, address: str, access: Access, progress: Callable[[str], No
             "TMPDIR",
             "/mnt",
         ]
-        argv += ["--ro-bind", str(artifacts.directory()), "/programs"]
-        argv += ["--ro-bind", str(work / "hosts"), "/etc/hosts"]
+        argv += ["--ro-bind", str(artifacts.directory()), "/opt"]
+        argv += ["--ro-bind", str(work / "etc"), "/etc"]
         argv += ["--setenv", "HOME", "/mnt", "--setenv", "SSL_CERT_FILE", "/mnt/ca.crt"]
         argv += ["/bin/sh", "-c", _INDEX, "sh", image]
         run(argv, timeout=_SECONDS, consequence="SOCI cannot be measured")
