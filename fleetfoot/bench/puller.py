@@ -52,7 +52,6 @@ set -e
 systemctl is-system-running --wait > /dev/null || :
 mkdir -p /root/arms
 cp /etc/containerd/config.toml /root/arms/lazy.toml
-sed "s/^imports = .*/imports = []/" /root/arms/lazy.toml > /root/arms/tuned.toml
 sed -n "s/^ *sandbox = '\\(.*\\)'/\\1/p" /root/arms/lazy.toml
 """
 # A store with nothing in it but the sandbox's image, and no lazy layer: as on a new machine.
@@ -88,7 +87,12 @@ systemctl start containerd || told
 systemctl start containerd-sandbox || told
 systemctl start kubelet
 """
-_OURS = "systemctl start fleetfoot-lazy-sectors fleetfoot-lazy.socket fleetfoot-lazy"
+# containerd takes another program to unpack with where it finds one.
+_OURS = """
+systemctl unset-environment CONTAINERD_DISABLE_IGZIP
+systemctl start fleetfoot-lazy-sectors fleetfoot-lazy.socket fleetfoot-lazy
+"""
+_WITHOUT_OURS = "systemctl set-environment CONTAINERD_DISABLE_IGZIP=1"
 _PSS = """
 for unit in fleetfoot-lazy fleetfoot-lazy-sectors soci; do
   for pid in $(systemctl show --property=MainPID --value $unit); do
@@ -204,11 +208,11 @@ class Node:
         Args:
             arm: One of `ARMS`.
         """
-        ours = arm in {"lazy", "traced"}
+        ours = arm in {"tuned", "lazy", "traced"}
+        start = _OURS if ours else _WITHOUT_OURS
         # Not by format(): the script has braces of its own.
         script = _FRESH.replace("{config}", "lazy" if ours else arm).replace("{forget}", soci.STOP)
-        start = _OURS if ours else soci.START if arm == "soci" else ""
-        self.run(script.replace("{snapshotter}", start))
+        self.run(script.replace("{snapshotter}", start + (soci.START if arm == "soci" else "")))
         self._bench.cluster.wait_ready(NODE)
 
     def status(self) -> list[dict[str, Any]]:
