@@ -191,6 +191,22 @@ def test_bench_failover_writes_what_it_measured(tmp_path: Path) -> None:
         assert found["failed"] == 0
 
 
+def test_bench_pull_writes_what_it_measured(tmp_path: Path) -> None:
+    report = bench(tmp_path, "pull", "--workload", "postgres")
+    assert {
+        "postgres.eager_over_lazy",
+        "postgres.soci_over_lazy",
+        "postgres.bytes_fraction",
+    } <= set(report["ratios"])
+    link = report["setup"]["link"]
+    assert link["shaped"]["connect_ms"] >= link["before"]["connect_ms"] + 1
+    assert 0 < link["shaped"]["rate_bits"] < 1.05e9
+    for arm in ("eager", "tuned", "soci", "lazy", "traced"):
+        found = report["arms"][f"postgres {arm}"]
+        assert found["answer_s"] > 0
+        assert (found["moved"] > 0.9) == (arm in {"eager", "tuned"})
+
+
 def test_bench_boot_writes_what_it_measured(tmp_path: Path) -> None:
     report = bench(tmp_path, "boot")
     assert set(report["ratios"]) == {"node_ready", "containerd_ready", "ssh", "image_size"}
