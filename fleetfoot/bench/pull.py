@@ -12,7 +12,7 @@ every arm, on a node that has nothing of the image and nothing in its page cache
     answer_s       from the pod's creation to its first useful answer
     moved          bytes that came to the node until then, as a part of the packed image
     complete_s     until all of the image is on the node; of SOCI, until as many bytes came
-    cpu_s          CPU time that the node spent until then
+    cpu_s          CPU time that the node spent until the answer
     daemons_mb     what the services of lazy images take then (Pss), ours or SOCI's
     cold_mb_s, warm_mb_s, cold_block_ms   reads of the complete image; of 4 KiB the last one
 
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import http.client
 import json
 import time
 import urllib.request
@@ -59,6 +60,7 @@ __all__ = ["ROUNDS", "WORKLOADS", "goals", "run"]
 ROUNDS = 3
 _PORT, _NAMESPACE = 8080, "default"
 _POLL, _SECONDS = 0.1, 1800
+_SETTLED = 5.0  # seconds without another read: nodes tell each second
 _PATIENCE = 300  # seconds within which SOCI fetches an image, if it does
 _client: Any = kubernetes  # half of its functions have no types
 # Serves, and asks itself until it answers: its port is open to its own pod alone.
@@ -254,17 +256,18 @@ class _Scene:
                     "moved": traffic.until(begun, answer) / image.size,
                 }
 
+                found["cpu_s"] = self.node.busy() - spent
+
                 def came() -> bool:
                     return traffic.until(begun, time.time()) >= image.size
 
                 complete = self._complete(arm, answer, came)
+                if arm in {"soci", "lazy", "traced"}:
+                    found["daemons_mb"] = self.node.memory(arm)
                 if complete:
                     found["complete_s"] = complete - begun
-                found["cpu_s"] = self.node.busy() - spent
-                if arm in {"soci", "lazy", "traced"}:
-                    found["daemons_mb"] = self.node.memory()
-                if one.serves:
-                    found |= self.node.reads(self._container(name))
+                    if one.serves:
+                        found |= self.node.reads(self._container(name))
         return found
 
     def _push(self, name: str, suffix: str) -> _Pushed:
@@ -296,11 +299,11 @@ class _Scene:
         image = self.images[one.image, f"-{one.name}"]
         with self._pod(one, image.reference) as name:
             self._answer(one, name, self.node.clock())
-            read: dict[str, list[int]] = {}
-            until = time.monotonic() + _SECONDS
-            while not read and time.monotonic() < until:  # the node tells it a little later
-                layers = [layer.name for layer in image.artifact.layers]
-                read = nodes.touched(cluster.STACK, NODE, layers)
+            layers = [layer.name for layer in image.artifact.layers]
+            read, before = nodes.touched(cluster.STACK, NODE, layers), None
+            while read != before:  # the node tells it a little later
+                time.sleep(_SETTLED)
+                read, before = nodes.touched(cluster.STACK, NODE, layers), read
         attach_traced(image.store, image.artifact, trace.dump(read))
 
     @contextlib.contextmanager
@@ -351,7 +354,7 @@ class _Scene:
         try:
             with urllib.request.urlopen(url, timeout=5) as reply:
                 json.load(reply)
-        except OSError:
+        except (OSError, ValueError, http.client.HTTPException):  # not useful yet
             return 0.0
         return time.time()
 
@@ -374,12 +377,7 @@ class _Scene:
             return time.time() if came() else 0.0
         if arm not in {"lazy", "traced"}:
             return answer
-
-        def complete() -> bool:
-            images = self.node.status()
-            return bool(images) and all(each["present"] >= each["bytes"] > 0 for each in images)
-
-        self._wait(complete, "the whole image", pause=2.0)
+        self.node.wait_complete()
         return time.time()
 
     def _container(self, pod: str) -> str:

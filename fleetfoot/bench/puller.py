@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
 import threading
 import time
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fleetfoot.bench import cluster, soci
 from fleetfoot.errors import FleetfootError
@@ -27,7 +26,7 @@ ARMS = ("eager", "tuned", "soci", "lazy", "traced")
 _CPUS, _MEMORY_MIB, _DISK_MIB = 2, 3072, 20480
 _RATE_BITS, _DELAY_MS = 10**9, 2
 _PROBED_BYTES = 256 << 20
-_SECONDS = 600
+_SECONDS, _PAUSE = 900, 0.5
 # What a pull goes by is left out: containerd's own defaults hold.
 _AS_IT_COMES = """
 version = 4
@@ -52,6 +51,9 @@ set -e
 systemctl is-system-running --wait > /dev/null || :
 mkdir -p /root/arms
 cp /etc/containerd/config.toml /root/arms/lazy.toml
+for unit in containerd containerd-sandbox; do
+  cp /etc/systemd/system/$unit.service.d/50-fleetfoot-lazy.conf /root/arms/$unit.conf
+done
 sed -n "s/^ *sandbox = '\\(.*\\)'/\\1/p" /root/arms/lazy.toml
 """
 # A store with nothing in it but the sandbox's image, and no lazy layer: as on a new machine.
@@ -70,7 +72,7 @@ for path in glob.glob("/sys/block/nbd*/backend"):
 systemctl stop fleetfoot-lazy-sectors
 {forget}
 rm -rf /var/lib/containerd /var/lib/fleetfoot-lazy
-! pgrep --exact containerd > /dev/null
+if pgrep --exact containerd > /dev/null; then echo "containerd still runs" >&2; exit 1; fi
 mkdir -m 0700 /var/lib/containerd
 touch /var/lib/containerd/.empty
 cp /root/arms/{config}.toml /etc/containerd/config.toml
@@ -87,18 +89,40 @@ systemctl start containerd || told
 systemctl start containerd-sandbox || told
 systemctl start kubelet
 """
-# containerd takes another program to unpack with where it finds one.
 _OURS = """
-systemctl unset-environment CONTAINERD_DISABLE_IGZIP
+for unit in containerd containerd-sandbox; do
+  cp /root/arms/$unit.conf /etc/systemd/system/$unit.service.d/50-fleetfoot-lazy.conf
+done
+systemctl daemon-reload
+systemctl unset-environment CONTAINERD_DISABLE_IGZIP CONTAINERD_SNAPSHOTTER
 systemctl start fleetfoot-lazy-sectors fleetfoot-lazy.socket fleetfoot-lazy
 """
-_WITHOUT_OURS = "systemctl set-environment CONTAINERD_DISABLE_IGZIP=1"
+# containerd would start our services, and unpack with igzip where it finds it.
+_WITHOUT_OURS = """
+rm -f /etc/systemd/system/*.service.d/50-fleetfoot-lazy.conf
+systemctl daemon-reload
+systemctl set-environment CONTAINERD_DISABLE_IGZIP=1 CONTAINERD_SNAPSHOTTER={snapshotter}
+"""
+_DAEMONS = {"soci": ("soci",)}
+_OUR_DAEMONS = ("fleetfoot-lazy", "fleetfoot-lazy-sectors")
 _PSS = """
-for unit in fleetfoot-lazy fleetfoot-lazy-sectors soci; do
+for unit in {units}; do
   for pid in $(systemctl show --property=MainPID --value $unit); do
     [ "$pid" = 0 ] || cat /proc/$pid/smaps_rollup
   done
-done | awk '/^Pss:/ {sum += $2} END {print sum + 0}'
+done | awk '/^Pss:/ {{sum += $2}} END {{print sum + 0}}'
+"""
+# Of each image that is mounted lazily, all is here.
+_COMPLETE = """
+import json, time
+while True:
+    try:
+        images = json.load(open("/run/fleetfoot-lazy/status.json"))["images"]
+    except (OSError, ValueError):
+        images = []
+    if images and all(each["present"] >= each["bytes"] > 0 for each in images):
+        break
+    time.sleep(1)
 """
 _RECEIVE = """
 import socket, statistics, sys, time
@@ -208,18 +232,27 @@ class Node:
         Args:
             arm: One of `ARMS`.
         """
-        ours = arm in {"tuned", "lazy", "traced"}
-        start = _OURS if ours else _WITHOUT_OURS
+        ours, before = arm in {"tuned", "lazy", "traced"}, self._renewed()
+        snapshotter = "soci" if arm == "soci" else "overlayfs"
+        start = _OURS if ours else _WITHOUT_OURS.format(snapshotter=snapshotter)
         # Not by format(): the script has braces of its own.
         script = _FRESH.replace("{config}", "lazy" if ours else arm).replace("{forget}", soci.STOP)
         self.run(script.replace("{snapshotter}", start + (soci.START if arm == "soci" else "")))
+        until = time.monotonic() + _SECONDS
+        while self._renewed() == before:  # what the API knows is of the kubelet that was stopped
+            if time.monotonic() > until:
+                raise FleetfootError(f"{NODE} did not come back", f"arm {arm} cannot be measured")
+            time.sleep(_PAUSE)
         self._bench.cluster.wait_ready(NODE)
 
-    def status(self) -> list[dict[str, Any]]:
-        """Return what is mounted lazily, by image (`fleetfoot.lazyfs.node.report.status`)."""
-        said = self.run("cat /run/fleetfoot-lazy/status.json 2>/dev/null || :")
-        found: list[dict[str, Any]] = json.loads(said)["images"] if said else []
-        return found
+    def _renewed(self) -> str:
+        """Return when the kubelet last said that it is there."""
+        lease = self._bench.cluster.get("lease", NODE, "--namespace=kube-node-lease")
+        return str(lease["spec"]["renewTime"])
+
+    def wait_complete(self) -> None:
+        """Wait until all of what is mounted lazily is on the node."""
+        self.python(_COMPLETE)
 
     def clock(self) -> float:
         """Return by how many seconds its clock is ahead of the host's."""
@@ -236,9 +269,10 @@ class Node:
         spent = [int(word) for word in said[1:9]]
         return (sum(spent) - spent[3] - spent[4]) / int(said[-1])
 
-    def memory(self) -> float:
-        """Return what the arm's daemons of lazy images take, in MB (Pss)."""
-        return int(self.run(_PSS)) * 1024 / 1e6
+    def memory(self, arm: str) -> float:
+        """Return what an arm's daemons of lazy images take, in MB (Pss)."""
+        units = " ".join(_DAEMONS.get(arm, _OUR_DAEMONS))
+        return int(self.run(_PSS.format(units=units))) * 1024 / 1e6
 
     def reads(self, container: str) -> dict[str, float]:
         """Read all of a running container's image, and single blocks of it.

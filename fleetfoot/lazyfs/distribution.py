@@ -415,6 +415,7 @@ class Repository:
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         # A kept connection may have been closed by the other side: then a new one is made.
         while True:
+            context = self._context
             connection, kept = self._connection(origin)
             try:
                 connection.request(method, where, body, header)
@@ -425,7 +426,7 @@ class Repository:
                     _rewind(body)
                     continue
                 unknown = isinstance(error, ssl.SSLCertVerificationError)
-                if unknown and origin == self._origin and self._context is not self._others:
+                if unknown and origin == self._origin and context is not self._others:
                     self._context = self._elsewhere()  # as containerd, which adds to the system's
                     continue
                 self._forget()

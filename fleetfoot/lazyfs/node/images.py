@@ -30,13 +30,14 @@ __all__ = ["Images"]
 
 _REMEMBERED = 60.0  # seconds that a decision holds: a pull asks for all layers within
 _KEPT = 600.0  # seconds that what a pull has prepared is kept without a snapshot
+_GIVEN_UP = 600.0  # seconds that an image is pulled as ever which could not be mounted
 _LAYERS_AT_ONCE = 4
 _TIMEOUT = 5.0  # seconds without a byte until an image is pulled as ever
 
 
 @dataclass(frozen=True)
 class _Decision:
-    made: float
+    until: float
     folders: dict[str, Folder]
 
 
@@ -85,7 +86,7 @@ class Images:
     def give_up(self, manifest: str) -> None:
         """Let an image be pulled as ever for a while: all of its layers, or none."""
         with self._lock:
-            self._decided[manifest] = _Decision(time.monotonic(), {})
+            self._decided[manifest] = _Decision(time.monotonic() + _GIVEN_UP, {})
 
     def is_wanted(self, name: str) -> bool:
         """Whether a pull that is under way may need a folder which no snapshot has yet."""
@@ -95,16 +96,14 @@ class Images:
     def _known(self, manifest: str) -> _Decision | None:
         with self._lock:
             found = self._decided.get(manifest)
-        is_old = found is None or time.monotonic() - found.made > _REMEMBERED
-        return None if is_old else found
+        return found if found and time.monotonic() < found.until else None
 
     def _newly(self, reference: str, manifest: str) -> _Decision:
         folders = self._decide(reference, manifest)
         with self._lock:
-            # It may have been given up meanwhile.
-            found = self._decided.get(manifest)
-            if found is None or time.monotonic() - found.made > _REMEMBERED:
-                found = self._decided[manifest] = _Decision(time.monotonic(), folders)
+            now, found = time.monotonic(), self._decided.get(manifest)
+            if found is None or now >= found.until:  # else it was given up meanwhile
+                found = self._decided[manifest] = _Decision(now + _REMEMBERED, folders)
             return found
 
     def _decide(self, reference: str, manifest: str) -> dict[str, Folder]:

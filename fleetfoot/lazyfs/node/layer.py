@@ -154,9 +154,14 @@ class Layer:
         got: dict[int, bytes] = {}
         try:
             for flight, run in mine:
-                needed = run.start < blocks.stop and blocks.start < run.stop
-                self._fly(flight, run, needed=needed)
-                got.update(flight.blocks)
+                # What lies apart would be a request of its own, which the read would wait for.
+                if run.start < blocks.stop and blocks.start < run.stop:
+                    flight.blocks = self._run(run, self._deadline)
+                    got.update(flight.blocks)
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
         finally:
             for flight, run in mine:
                 self._landed(flight, run)
@@ -169,16 +174,6 @@ class Layer:
             elif not self.cache.has(block):  # the other one gave up: this one has its own time
                 got.update(self.fetch(range(block, block + 1)))
         return {block: data for block, data in got.items() if block in blocks}
-
-    def _fly(self, flight: _Flight, run: range, *, needed: bool) -> None:
-        try:
-            flight.blocks = self._run(run, self._deadline if needed else 0)
-        except Exception as error:
-            if not needed:
-                return  # it was only to come along
-            if isinstance(error, OSError):
-                raise
-            raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
 
     def missing(self) -> Iterator[int]:
         """Return numbers of blocks that are not here, ascending; verifies those that are."""

@@ -194,9 +194,9 @@ class Server:
             generation = layer.cache.generation
             if not self._complete(layer):
                 self._resting[name] = time.monotonic() + _REST
-            elif next(layer.missing(), None) is None and layer.cache.is_current:
+            elif next(layer.missing(), None) is None:
                 with contextlib.suppress(FileNotFoundError), folder.alone():
-                    if layer.cache.generation == generation:
+                    if layer.cache.generation == generation and layer.cache.is_current:
                         folder.mark_complete()
                         _log(f"{name} is complete")
             return True

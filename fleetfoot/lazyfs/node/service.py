@@ -223,7 +223,8 @@ class Service:
         try:
             self._mounted(made)
         except SnapshotError as error:
-            self._log(f"{named[0]}: {named[2]} is pulled as ever: {error}")
+            self._log(f"{named[0]} is pulled as ever: {error}")
+            self._images.give_up(named[1])
             mounted = False
         else:
             mounted = True

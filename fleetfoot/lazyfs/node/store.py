@@ -147,6 +147,8 @@ class Folder:
     def add(self, table: bytes, place: Place) -> None:
         """Remember a sector image's table, and a repository that has it."""
         self.path.mkdir(parents=True, exist_ok=True)
+        if not self.data.exists():  # what was told of an earlier one
+            self.unmark_complete()
         others = [each for each in self.places() if each != place]
         keep(self.path / "table", table)
         # The newest first: an older one may be gone, or its credential with it.
@@ -187,9 +189,10 @@ class Folder:
 
     def remove(self) -> None:
         """Forget it, and what was fetched."""
-        with contextlib.suppress(FileNotFoundError):
-            (self.path / "sources.json").unlink()  # first: without it the folder counts as none
-        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError), self.alone():
+            # First: without it the folder counts as none.
+            (self.path / "sources.json").unlink(missing_ok=True)
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 class Cache:

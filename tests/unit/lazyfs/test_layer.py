@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -100,6 +101,13 @@ def test_neighbours_come_with_one_request(layer: Layer, origin: Origin) -> None:
     layer.read(6 * BLOCK, BLOCK)
     assert layer.read(0, 9 * BLOCK) == IMAGE[: 9 * BLOCK]
     assert origin.asked[1:] == [(0, 4 * BLOCK), (8 * BLOCK, 4 * BLOCK)]
+
+
+def test_what_lies_apart_is_no_request_that_a_read_waits_for(layer: Layer, origin: Origin) -> None:
+    layer.fetch(range(5, 6))
+    layer.read(6 * BLOCK, BLOCK)
+    assert origin.asked == [(5 * BLOCK, BLOCK), (6 * BLOCK, 2 * BLOCK)]
+    assert layer.read(4 * BLOCK, BLOCK) == IMAGE[4 * BLOCK :][:BLOCK]
 
 
 def test_a_block_is_fetched_once_however_many_wait(layer: Layer, origin: Origin) -> None:
@@ -353,7 +361,7 @@ def test_what_is_evicted_while_it_comes_is_not_believed(
     assert again(folder, origin).read(0, BLOCK) == IMAGE[:BLOCK]
 
 
-def test_layers_leave_a_full_disk_in_the_order_of_their_last_reads(
+def test_a_layer_that_is_mounted_from_its_file_stays_on_a_full_disk(
     layer: Layer, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer.read(0, BLOCK)
@@ -373,27 +381,53 @@ def test_layers_leave_a_full_disk_in_the_order_of_their_last_reads(
     assert server.counts["blocks_evicted"] == 4
 
 
-def test_what_is_evicted_is_not_complete(
+def test_layers_leave_a_full_disk_in_the_order_of_their_last_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin, server = Origin(), Server(root=tmp_path, evict=0)
+    for number, read_at in enumerate((2.0, 1.0, 3.0)):
+        other = Folder.of(tmp_path, f"{number:064}")
+        other.add(TABLE.dump(), Place("registry.example", "image"))
+        made = again(other, origin)
+        made.read(0, BLOCK)
+        made.read_at = read_at
+        server._layers[other.name] = made
+
+    def too_full(*_: object) -> bool:
+        return sum(each.cache.count for each in server._layers.values()) > 4
+
+    monkeypatch.setattr("fleetfoot.lazyfs.node.server._is_fuller", too_full)
+    monkeypatch.setattr("fleetfoot.lazyfs.node.server.time.monotonic", lambda: 1000.0)
+    server._make_room()
+    assert [each.cache.count for each in server._layers.values()] == [0, 0, 4]
+
+
+def test_what_is_evicted_just_before_it_is_told_is_not_complete(
     layer: Layer, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Server(root=tmp_path, rate=1e9)
     server._layers[NAME] = layer
-    missing, left = Layer.missing, TABLE.block_count
+    alone, times = Folder.alone, []
 
-    def evicted(of: Layer) -> Iterator[int]:
-        found = list(missing(of))
-        if not found:  # just before it would be told
-            of.cache.evict()
-        return iter(found)
+    def evicted(of: Folder) -> contextlib.AbstractContextManager[None]:
+        times.append(layer.cache.evict())
+        return alone(of)
 
-    monkeypatch.setattr(Layer, "missing", evicted)
-    for _ in range(left):
-        server._complete_something()
-        assert not folder.is_complete
-    monkeypatch.setattr(Layer, "missing", missing)
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "alone", evicted)
+        while not times:
+            server._complete_something()
+    assert times == [TABLE.block_count]
+    assert not folder.is_complete
     while not folder.is_complete:
         server._complete_something()
     assert folder.data.read_bytes() == IMAGE
+
+
+def test_a_folder_that_comes_again_is_not_complete(folder: Folder, tmp_path: Path) -> None:
+    folder.mark_complete()
+    Folder.of(tmp_path, NAME).add(TABLE.dump(), Place("registry.example", "image"))
+    assert not folder.is_complete
 
 
 def test_the_background_leaves_starts_alone_and_never_starves(

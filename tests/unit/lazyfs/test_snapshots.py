@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ import pytest
 from fleetfoot.lazyfs.artifact import Artifact, Descriptor, LazyLayer
 from fleetfoot.lazyfs.distribution import MANIFEST
 from fleetfoot.lazyfs.node import api
-from fleetfoot.lazyfs.node import service as service_module
 from fleetfoot.lazyfs.node.api import Empty, message
 from fleetfoot.lazyfs.node.devices import Devices
 from fleetfoot.lazyfs.node.images import Images
@@ -32,7 +31,7 @@ from fleetfoot.lazyfs.table import Table
 from tests.unit.lazyfs.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Client:
@@ -316,6 +315,16 @@ def test_an_image_whose_registry_is_away_is_unpacked_as_ever(
     assert client("Prepare", key="a", labels=said).mounts[0].type == "bind"
 
 
+def patience_ends_in(entered: threading.Event) -> Callable[[Future[Any], float], Any]:
+    """Return what waits for no time, but until something has begun."""
+
+    def result(_future: Future[Any], _timeout: float) -> Any:
+        assert entered.wait(30)
+        raise TimeoutError
+
+    return result
+
+
 class Stuck(Devices):
     """Devices whose mounts wait: those of a registry that has just gone away."""
 
@@ -331,7 +340,6 @@ class Stuck(Devices):
 def test_a_layer_that_cannot_be_mounted_soon_is_unpacked_as_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "_PATIENCE", 0.1)
     devices, snapshots = Stuck(), Snapshots(tmp_path, volatile=False)
     images = Images(tmp_path, tmp_path, lambda _: None, print)
     folder = Folder.of(tmp_path, "0" * 64)
@@ -344,8 +352,8 @@ def test_a_layer_that_cannot_be_mounted_soon_is_unpacked_as_ever(
         request = message("PrepareSnapshotRequest")(
             key="a", labels=labels("registry/image:v1", manifest, layer)
         )
+        monkeypatch.setattr(Future, "result", patience_ends_in(devices.entered))
         assert list(made.Prepare(request).mounts[0].options) == ["rw", "rbind"]
-        assert devices.entered.is_set()
         assert images.layer("registry/image:v1", manifest, layer) is None
         assert [each.layer for each in snapshots.all()] == [""]
         devices.go.set()  # what came too late leaves nothing behind
