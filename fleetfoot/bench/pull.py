@@ -40,8 +40,8 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.images import build
 from fleetfoot.lazyfs import nodes, trace
 from fleetfoot.lazyfs.artifact import layers_of
-from fleetfoot.lazyfs.commands import converter
-from fleetfoot.lazyfs.convert import attach, attach_traced, convert
+from fleetfoot.lazyfs.commands import converted
+from fleetfoot.lazyfs.convert import attach, attach_traced
 from fleetfoot.lazyfs.distribution import Repository
 from fleetfoot.lazyfs.stores import Remote
 from fleetfoot.paths import cache_dir
@@ -254,9 +254,8 @@ class _Scene:
                 found = {
                     "answer_s": answer - begun,
                     "moved": traffic.until(begun, answer) / image.size,
+                    "cpu_s": self.node.busy() - spent,
                 }
-
-                found["cpu_s"] = self.node.busy() - spent
 
                 def came() -> bool:
                     return traffic.until(begun, time.time()) >= image.size
@@ -280,14 +279,7 @@ class _Scene:
         reference = self._registry.push(built.path, repository)
         store = Remote(Repository(self._registry.access(), repository))
         manifest, kind = store.manifest(reference.partition("@")[2])
-        made = convert(
-            store,
-            manifest,
-            kind,
-            converter=converter(),
-            cache=cache_dir() / "lazy",
-            progress=self._progress,
-        )
+        made = converted(store, manifest, kind, self._progress)
         attach(store, made)
         size = sum(layer.size for layer in layers_of(manifest))
         return _Pushed(reference, size, made.artifact, store, built.path)
@@ -390,10 +382,10 @@ class _Scene:
         return list(self._api.list_namespaced_pod(_NAMESPACE, field_selector=selector).items)
 
     @staticmethod
-    def _wait(check: Callable[[], Any], what: str, *, pause: float = _POLL) -> Any:
+    def _wait(check: Callable[[], Any], what: str) -> Any:
         deadline = time.monotonic() + _SECONDS
         while not (found := check()):
             if time.monotonic() > deadline:
                 raise FleetfootError(f"{what} did not come within {_SECONDS} s", "it was given up")
-            time.sleep(pause)
+            time.sleep(_POLL)
         return found

@@ -93,19 +93,20 @@ def index(image: str, address: str, access: Access, progress: Callable[[str], No
         (work / "etc/hosts").write_text(f"{address} {registry.partition(':')[0]}\n")
         argv = ["bwrap", "--unshare-pid", "--die-with-parent", "--ro-bind", str(_tree(progress))]
         argv += ["/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/run"]
+        argv += ["--tmpfs", _ROOT.rpartition("/")[0], "--bind", name, "/mnt"]
+        argv += ["--ro-bind", str(artifacts.directory()), "/opt"]
+        argv += ["--ro-bind", str(work / "etc"), "/etc"]
         argv += [
-            "--tmpfs",
-            _ROOT.rpartition("/")[0],
-            "--bind",
-            name,
-            "/mnt",
             "--setenv",
             "TMPDIR",
             "/mnt",
+            "--setenv",
+            "HOME",
+            "/mnt",
+            "--setenv",
+            "SSL_CERT_FILE",
+            "/mnt/ca.crt",
         ]
-        argv += ["--ro-bind", str(artifacts.directory()), "/opt"]
-        argv += ["--ro-bind", str(work / "etc"), "/etc"]
-        argv += ["--setenv", "HOME", "/mnt", "--setenv", "SSL_CERT_FILE", "/mnt/ca.crt"]
         argv += ["/bin/sh", "-c", _INDEX, "sh", image]
         run(argv, timeout=_SECONDS, consequence="SOCI cannot be measured")
 

@@ -20,6 +20,7 @@ from fleetfoot.lazyfs import nodes, trace
 from fleetfoot.lazyfs.artifact import Descriptor, layers_of
 from fleetfoot.lazyfs.compare import differences
 from fleetfoot.lazyfs.convert import (
+    Converted,
     Converter,
     attach,
     attach_traced,
@@ -36,6 +37,8 @@ from fleetfoot.registry import Registry
 from fleetfoot.stack.inventory import registry_address
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fleetfoot.lazyfs.artifact import Artifact
     from fleetfoot.lazyfs.stores import Store
 
@@ -71,6 +74,9 @@ AuthFile = Annotated[
 Authority = Annotated[
     Path | None, typer.Option("--ca", help="Certificates of the registry's authority.")
 ]
+StartedOn = Annotated[
+    str, typer.Option("--node", help="Node on which a container of the image was started.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -88,14 +94,7 @@ def lazy_convert(
     """
     store, wanted = _store(image, stack, authfile, authority)
     manifest, kind = manifest_of(store, wanted, platform)
-    made = convert(
-        store,
-        manifest,
-        kind,
-        converter=converter(),
-        cache=cache_dir() / "lazy",
-        progress=lambda line: err.print(line, highlight=False),
-    )
+    made = converted(store, manifest, kind, lambda line: err.print(line, highlight=False))
     changed = attach(store, made)
     size = sum(layer.image.size for layer in made.artifact.layers)
     packed = sum(layer.size for layer in layers_of(manifest))
@@ -213,7 +212,7 @@ def lazy_diff(
 @lazy.command("trace")
 def lazy_trace(
     image: Image,
-    node: Annotated[str, typer.Option(help="Node on which a container of the image was started.")],
+    node: StartedOn,
     platform: Platform = "linux/amd64",
     stack: Stack = "local",
     authfile: AuthFile = None,
@@ -245,7 +244,7 @@ def lazy_trace(
 @lazy.command("touched")
 def lazy_touched(
     image: Image,
-    node: Annotated[str, typer.Option(help="Node on which a container of the image was started.")],
+    node: StartedOn,
     platform: Platform = "linux/amd64",
     stack: Stack = "local",
     authfile: AuthFile = None,
@@ -319,6 +318,21 @@ def lazy_status(
     out.print(counts)
     if any("error" in said for said in found.values()):
         raise typer.Exit(1)
+
+
+def converted(
+    store: Store, manifest: bytes, kind: str, progress: Callable[[str], None]
+) -> Converted:
+    """Return an image's lazy form; layers that the user's cache has are not converted again.
+
+    Args:
+        store: Where the image is.
+        manifest: Its manifest.
+        kind: The manifest's media type.
+        progress: Takes one line at a time for a person to follow.
+    """
+    cache = cache_dir() / "lazy"
+    return convert(store, manifest, kind, converter=converter(), cache=cache, progress=progress)
 
 
 def converter() -> Converter:

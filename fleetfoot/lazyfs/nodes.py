@@ -19,7 +19,7 @@ __all__ = ["statuses", "touched"]
 _RUN = "/run/fleetfoot-lazy"
 _TOUCHED = """
 for name in {names}; do
-  file=/run/fleetfoot-lazy/touched-$name.json
+  file={run}/touched-$name.json
   test ! -e $file || {{ printf '%s ' $name && cat $file && echo; }}
 done
 """
@@ -61,7 +61,7 @@ def touched(stack: str, node: str, layers: Iterable[str]) -> dict[str, list[int]
     Raises:
         FleetfootError: There is no such machine, or it does not answer.
     """
-    said = _asked(stack, _address(stack, node), _TOUCHED.format(names=" ".join(layers)))
+    said = _asked(stack, _address(stack, node), _TOUCHED.format(run=_RUN, names=" ".join(layers)))
     rows = (line.partition(" ") for line in said.splitlines())
     return {name: json.loads(read) for name, _, read in rows}
 
