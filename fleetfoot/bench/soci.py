@@ -49,7 +49,6 @@ rm -rf {_ROOT}
 """
 START = f"""
 mkdir -p {_ROOT}
-grep --quiet '^fuse ' /proc/modules || insmod {_FOLDER}/fuse.ko*
 systemd-run --quiet --collect --unit=soci --service-type=notify --setenv=HOME=/root \\
   --setenv=SSL_CERT_FILE={_FOLDER}/ca.crt {_FOLDER}/soci-snapshotter-grpc
 """
@@ -140,19 +139,10 @@ def install(node: Node, access: Access, registry: str, progress: Callable[[str],
         FleetfootError: They cannot be built, or do not reach the node.
     """
     tree = _tree(progress)
-    kernel = node.run("uname -r").strip()
-    module = next(tree.glob(f"usr/lib/modules/{kernel}/kernel/fs/fuse/fuse.ko*"), None)
-    if module is None:
-        raise FleetfootError(
-            f"images soci and serverless have other kernels than {kernel} in common",
-            "SOCI cannot mount on the node",
-            "remove soci-* and serverless-* from the cache's images: both are built again",
-        )
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name in _PROGRAMS:
             archive.add(tree / "usr/bin" / name, f"{_FOLDER[1:]}/{name}")
-        archive.add(module, f"{_FOLDER[1:]}/{module.name}")
         for name, content in (
             (f"{_FOLDER[1:]}/ca.crt", _authority(access)),
             ("root/.docker/config.json", _credential(access, registry)),
