@@ -16,16 +16,15 @@ _PLAYBOOK = "ansible.builtin.import_playbook"
 _ROLE = ("ansible.builtin.include_role", "ansible.builtin.import_role")
 
 
-#: What roles install from beside their folders, below the project.
-_BESIDE = {"lazy_snapshotter": ("fleetfoot/__init__.py", "fleetfoot/errors.py", "fleetfoot/lazyfs")}
-
-
 def content_of(project: Path, roles: Iterable[str]) -> list[Path]:
     """Return the files and folders with all that roles bring to a machine, but programs."""
     parts = []
     for role in roles:
-        parts.append(project / "roles" / role)
-        parts += [project / path for path in _BESIDE.get(role, ())]
+        parts.append(folder := project / "roles" / role)
+        # A role that installs modules of the package names them so.
+        if (variables := folder / "vars/main.yml").exists():
+            named = (yaml.safe_load(variables.read_text()) or {}).get(f"__{role}_modules", ())
+            parts += [project / "fleetfoot" / module for module in named]
     return parts
 
 

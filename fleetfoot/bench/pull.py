@@ -40,7 +40,7 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.images import build
 from fleetfoot.lazyfs import nodes, trace
 from fleetfoot.lazyfs.artifact import layers_of
-from fleetfoot.lazyfs.commands import converted
+from fleetfoot.lazyfs.building import converted
 from fleetfoot.lazyfs.convert import attach, attach_traced
 from fleetfoot.lazyfs.distribution import Repository
 from fleetfoot.lazyfs.stores import Remote

@@ -15,19 +15,11 @@ from rich.table import Table
 
 from fleetfoot.console import err, out
 from fleetfoot.errors import FleetfootError
-from fleetfoot.images import build
 from fleetfoot.lazyfs import nodes, trace
 from fleetfoot.lazyfs.artifact import Descriptor, layers_of
+from fleetfoot.lazyfs.building import converted, converter
 from fleetfoot.lazyfs.compare import differences
-from fleetfoot.lazyfs.convert import (
-    Converted,
-    Converter,
-    attach,
-    attach_traced,
-    convert,
-    manifest_of,
-    unpack,
-)
+from fleetfoot.lazyfs.convert import attach, attach_traced, manifest_of, unpack
 from fleetfoot.lazyfs.distribution import Access, Reference, Repository
 from fleetfoot.lazyfs.picture import LayerRead, draw, strip
 from fleetfoot.lazyfs.stores import Layout, Remote, artifact_of
@@ -37,8 +29,6 @@ from fleetfoot.registry import Registry
 from fleetfoot.stack.inventory import registry_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fleetfoot.lazyfs.artifact import Artifact
     from fleetfoot.lazyfs.stores import Store
 
@@ -48,8 +38,6 @@ lazy = typer.Typer(help="Images that start before they are pulled.", no_args_is_
 _SHOWN = 20  # differences in a table that a person reads
 _BAR, _STRIP = 12, 48  # characters
 _LAYOUT = "oci:"
-# The code that rewrites layers: a new number where the same layer becomes other bytes.
-_FORM = 1
 
 Image = Annotated[
     str,
@@ -94,7 +82,7 @@ def lazy_convert(
     """
     store, wanted = _store(image, stack, authfile, authority)
     manifest, kind = manifest_of(store, wanted, platform)
-    made = converted(store, manifest, kind, lambda line: err.print(line, highlight=False))
+    made = converted(store, manifest, kind, _progress)
     changed = attach(store, made)
     size = sum(layer.image.size for layer in made.artifact.layers)
     packed = sum(layer.size for layer in layers_of(manifest))
@@ -198,7 +186,7 @@ def lazy_diff(
         _tell([f"{digest} has no lazy form" for digest in lacking], "")
     with tempfile.TemporaryDirectory(prefix="diff-", dir=_room()) as folder:
         work = Path(folder)
-        layers = unpack(store, manifest, work / "layout", "image", converter())
+        layers = unpack(store, manifest, work / "layout", "image", converter(_progress))
         files = []
         for number, layer in enumerate(layers):
             files.append(work / f"{number}.erofs")
@@ -320,37 +308,8 @@ def lazy_status(
         raise typer.Exit(1)
 
 
-def converted(
-    store: Store, manifest: bytes, kind: str, progress: Callable[[str], None]
-) -> Converted:
-    """Return an image's lazy form; layers that the user's cache has are not converted again.
-
-    Args:
-        store: Where the image is.
-        manifest: Its manifest.
-        kind: The manifest's media type.
-        progress: Takes one line at a time for a person to follow.
-    """
-    cache = cache_dir() / "lazy"
-    return convert(store, manifest, kind, converter=converter(), cache=cache, progress=progress)
-
-
-def converter() -> Converter:
-    """Return what converts layers; builds its programs unless the cache has them.
-
-    Raises:
-        FleetfootError: They cannot be built.
-    """
-    image = build.build(
-        "converter",
-        cache=cache_dir(),
-        artifacts=cache_dir(),  # no role is applied to it: none is needed
-        progress=lambda line: err.print(line, highlight=False),
-    )
-    rows = [line.split("\t") for line in image.manifest.read_text().splitlines()]
-    listed = {name: version for kind, name, version in rows if kind == "deb"}
-    programs = ", ".join(f"{name} {listed[name]}" for name in ("erofs-utils", "liblz4-1"))
-    return Converter(image.path, f"form {_FORM}, {programs}")
+def _progress(line: str) -> None:
+    err.print(line, highlight=False)
 
 
 def _store(

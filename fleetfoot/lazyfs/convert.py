@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.artifact import Artifact, Descriptor, LazyLayer, layers_of
-from fleetfoot.lazyfs.distribution import INDEX, MANIFEST
+from fleetfoot.lazyfs.distribution import INDEXES, MANIFEST
 from fleetfoot.lazyfs.layers import Directory, Rewriter, Tree
 from fleetfoot.lazyfs.stores import REF_NAME, artifact_of
 from fleetfoot.lazyfs.table import Table, hex_digest
@@ -32,9 +32,21 @@ if TYPE_CHECKING:
 
     from fleetfoot.lazyfs.stores import Store
 
-__all__ = ["Converted", "Converter", "attach", "attach_traced", "convert", "manifest_of", "unpack"]
+__all__ = [
+    "FORM",
+    "Converted",
+    "Converter",
+    "attach",
+    "attach_traced",
+    "convert",
+    "manifest_of",
+    "unpack",
+    "versions",
+]
 
-_INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
+FORM = 1
+"""The code that rewrites layers: a new number where the same layer becomes other bytes."""
+
 _PIECE = 1 << 20
 _ARCHIVE = "application/vnd.oci.image.layer.v1.tar"
 #: Settings that the bytes depend on. Times and names come from the layer alone. -Ededupe would save
@@ -50,15 +62,18 @@ class Converter:
     """What converts one layer.
 
     Attributes:
-        tree: Root with `mkfs.erofs` and `zstd` (image `converter`).
+        tree: Root with `mkfs.erofs` and `zstd` (image `converter`); this machine's own if there is
+            none, where whoever runs this is shut in already.
         version: Of these programs and of this code: layers are converted once for each.
     """
 
-    tree: Path
+    tree: Path | None
     version: str
 
     def command(self, work: Path, *argv: str) -> list[str]:
-        """Return a command line that runs a program of the tree, with `work` as its /mnt."""
+        """Return a command line that runs a program of the tree, in the folder `work`."""
+        if self.tree is None:
+            return ["env", f"--chdir={work}", f"TMPDIR={work}", "TZ=UTC", *argv]
         return [
             *("bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", str(self.tree), "/"),
             *("--bind", str(work), "/mnt", "--dev", "/dev", "--proc", "/proc"),
@@ -94,6 +109,12 @@ class Converted:
     fresh: int
 
 
+def versions(packages: Mapping[str, str]) -> str:
+    """Return what says which programs convert: of packages' versions, those that matter."""
+    named = ", ".join(f"{name} {packages[name]}" for name in ("erofs-utils", "liblz4-1"))
+    return f"form {FORM}, {named}"
+
+
 def manifest_of(store: Store, wanted: str, platform: str) -> tuple[bytes, str]:
     """Return an image's manifest and media type; of several platforms, that of one.
 
@@ -106,7 +127,7 @@ def manifest_of(store: Store, wanted: str, platform: str) -> tuple[bytes, str]:
         FleetfootError: There is none, or not for this platform.
     """
     data, kind = store.manifest(wanted)
-    if kind not in _INDEXES:
+    if kind not in INDEXES:
         return data, kind
     listed = json.loads(data)["manifests"]
     named = {

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INDEX",
+    "INDEXES",
     "MANIFEST",
+    "MANIFESTS",
     "AbsentError",
     "Access",
     "Answer",
@@ -38,14 +40,15 @@ __all__ = [
     "Repository",
     "UnreachableError",
     "manifests_of",
+    "repositories",
 ]
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
-_DOCKER = (
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-)
+INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
+"""Media types of what lists manifests: OCI's, and Docker's before it."""
+MANIFESTS = (MANIFEST, "application/vnd.docker.distribution.manifest.v2+json", *INDEXES)
+"""Media types of all that a tag may name."""
 _LARGEST_MANIFEST = 4 << 20  # bytes; the specification's advice to registries
 _LARGEST_ANSWER = 1 << 20  # bytes of what is neither a manifest nor a blob
 _TIMEOUT = 20.0  # seconds without a byte
@@ -221,7 +224,7 @@ class Repository:
             AbsentError: There is none.
             FleetfootError: It is not what its digest says, or the registry refuses.
         """
-        accept = {"Accept": ", ".join((MANIFEST, INDEX, *_DOCKER))}
+        accept = {"Accept": ", ".join(MANIFESTS)}
         asked = self._ask("GET", f"manifests/{wanted}", accept, largest=_LARGEST_MANIFEST)
         answer = self._found(asked, wanted)
         digest = "sha256:" + hashlib.sha256(answer.body).hexdigest()
@@ -244,11 +247,17 @@ class Repository:
                 except AbsentError:
                     return []
             listed += _of(kind, self._found(answer, digest).body)
-            more = re.match(r'<([^>]+)>; *rel="?next"?', answer.header.get("link", ""))
-            if not more:
+            page = _next_page(answer)
+            if not page:
                 return listed
-            page = more[1]
         raise FleetfootError(f"{self} lists no end of what belongs to {digest}", "it is not used")
+
+    def tags(self) -> list[str]:
+        """Return the names of its images."""
+        try:
+            return list(self._listed("tags/list?n=1000", "tags"))
+        except AbsentError:  # it has had some
+            return []
 
     def blob(self, digest: str, largest: int) -> bytes:
         """Return a whole blob of at most `largest` bytes, verified.
@@ -328,6 +337,18 @@ class Repository:
         return self._taken(self._ask("PUT", f"manifests/{name}", header, body), name)
 
     # How
+
+    def _listed(self, page: str, key: str) -> Iterator[str]:
+        while page:
+            answer = self._found(self._ask("GET", page, {}, largest=_LARGEST_MANIFEST), key)
+            try:
+                listed = json.loads(answer.body).get(key) or []
+            except (ValueError, AttributeError) as error:
+                raise FleetfootError(
+                    f"{self} gives no list of its {key}", "none is used"
+                ) from error
+            yield from (each for each in listed if isinstance(each, str))
+            page = _next_page(answer)
 
     def __str__(self) -> str:
         return f"{self._origin[1]}/{self._name}"
@@ -509,6 +530,21 @@ class Repository:
 def _close(connections: list[http.client.HTTPConnection]) -> None:
     while connections:
         connections.pop().close()
+
+
+def repositories(access: Access) -> list[str]:
+    """Return the names of all repositories of a registry that tells them.
+
+    Raises:
+        UnreachableError: The registry is away.
+        FleetfootError: It does not tell them.
+    """
+    return list(Repository(access, "")._listed("/v2/_catalog?n=1000", "repositories"))
+
+
+def _next_page(answer: Answer) -> str:
+    more = re.match(r'<([^>]+)>; *rel="?next"?', answer.header.get("link", ""))
+    return more[1] if more else ""
 
 
 def manifests_of(index: bytes) -> list[dict[str, Any]]:

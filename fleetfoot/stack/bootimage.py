@@ -18,7 +18,7 @@ from fleetfoot.paths import PROJECT, cache_dir, size_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["boot_image", "image_key", "known", "outdated"]
+__all__ = ["boot_image", "image_key", "known", "outdated", "tell"]
 
 
 def image_key(name: str) -> str:
@@ -32,7 +32,7 @@ def image_key(name: str) -> str:
 
 def boot_image(name: str) -> dict[str, Any]:
     """Build an image unless the cache has it; return a `BootImage` as plain data."""
-    built = build.build(name, cache=cache_dir(), artifacts=artifacts.directory(), progress=_tell)
+    built = build.build(name, cache=cache_dir(), artifacts=artifacts.directory(), progress=tell)
     return asdict(
         BootImage(
             name=built.name,
@@ -90,6 +90,6 @@ def _open() -> Iterator[Path]:
             yield descriptor.readlink().parent
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
     """Progress of a build; the engine passes a provider's standard error on."""
     print(line, file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ import pulumi
 import pulumi_kubernetes as kubernetes
 
 from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs.building import form_key
 from fleetfoot.paths import StackPaths
 from fleetfoot.stack.bootimage import image_key
 from fleetfoot.stack.config import load
@@ -203,6 +204,7 @@ class Environment(pulumi.ComponentResource):
             "sample",
             stack=self._stack,
             key=image_key("sample"),
+            form=form_key(),
             registry=registry_address(self._stack),
             address=self._address(control, "registry", 5000),
             opts=pulumi.ResourceOptions(parent=self, depends_on=ready[:1]),

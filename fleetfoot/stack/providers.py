@@ -8,7 +8,6 @@ is there already is taken over.
 from __future__ import annotations
 
 import http.client
-import sys
 import time
 from http import HTTPStatus
 from pathlib import Path
@@ -26,12 +25,13 @@ from pulumi.dynamic import (
 )
 
 from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs import building
 from fleetfoot.machines.fleet import Fleet
 from fleetfoot.machines.network import NetworkSpec
 from fleetfoot.paths import StackPaths
 from fleetfoot.registry import Registry
 from fleetfoot.stack import onboarding, rolling
-from fleetfoot.stack.bootimage import boot_image
+from fleetfoot.stack.bootimage import boot_image, tell
 from fleetfoot.stack.rolling import MachineInputs
 
 __all__ = [
@@ -151,12 +151,12 @@ class ImageProvider(_Provider):
 
 
 class ContainerImageProvider(_Provider):
-    """A container image built from images/ and pushed to the stack's registry.
+    """A container image built from images/ and pushed to the stack's registry, with its lazy form.
 
     An old one stays there for pods that still name it.
     """
 
-    inputs = ("stack", "name", "key", "registry", "address")
+    inputs = ("stack", "name", "key", "form", "registry", "address")
 
     def identity(self, props: Props) -> str:
         """One a definition."""
@@ -165,7 +165,8 @@ class ContainerImageProvider(_Provider):
     def create(self, props: Props) -> CreateResult:
         """Build the image unless the cache has it, and push it unless the registry has it."""
         layout = Path(boot_image(props["name"])["path"])
-        reference = self._registry(props).push(layout, props["name"])
+        registry = self._registry(props)
+        reference = building.push(registry, layout, props["name"], tell)
         return CreateResult(self.identity(props), {**props, "reference": reference})
 
     def read(self, id_: str, props: Props) -> ReadResult:
@@ -173,7 +174,7 @@ class ContainerImageProvider(_Provider):
         try:
             found = self._registry(props).has(props["name"], props["reference"].partition("@")[2])
         except FleetfootError as silent:
-            print(silent, file=sys.stderr, flush=True)
+            tell(str(silent))
             found = True
         return ReadResult(id_ if found else "", props)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fleetfoot.errors import FleetfootError
-from fleetfoot.lazyfs.commands import converter
+from fleetfoot.lazyfs.building import converter
 from fleetfoot.lazyfs.compare import differences
 from fleetfoot.lazyfs.convert import Converted, convert, unpack
 from fleetfoot.lazyfs.distribution import MANIFEST
@@ -133,13 +133,13 @@ def image(folder: Path, layers: Sequence[tuple[bytes, str]]) -> Layout:
 
 
 def converted(layout: Layout, cache: Path) -> Converted:
-    made = converter()
+    made = converter(print)
     return convert(layout, *layout.manifest("image"), converter=made, cache=cache, progress=print)
 
 
 def compared(lazy: Converted, ordinary: Layout, work: Path) -> list[str]:
     work.mkdir()
-    unpack(ordinary, ordinary.manifest("image")[0], work / "layout", "image", converter())
+    unpack(ordinary, ordinary.manifest("image")[0], work / "layout", "image", converter(print))
     files = [lazy.blobs[layer.image.digest] for layer in lazy.artifact.layers]
     return list(differences(files, work / "layout", "image", work))
 

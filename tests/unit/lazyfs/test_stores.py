@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fleetfoot import artifacts
 from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs import trace
 from fleetfoot.lazyfs.artifact import KIND, Artifact, Descriptor, LazyLayer
@@ -33,17 +31,6 @@ IMAGE = json.dumps(
     }
 ).encode()
 SUBJECT = Descriptor.of(MANIFEST, IMAGE)
-
-
-@pytest.fixture(scope="module")
-def conforming() -> Iterator[str]:
-    """Address of a registry that others wrote, with the referrers API."""
-    program = artifacts.program("registry", "tests", print)
-    with subprocess.Popen([str(program), "serve"], stdout=subprocess.PIPE, text=True) as serving:
-        try:
-            yield f"http://{next(iter(serving.stdout or ())).strip()}"
-        finally:
-            serving.kill()
 
 
 @pytest.fixture(params=["conforming", "referrers", "tags", "layout"])
