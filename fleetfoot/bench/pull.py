@@ -34,7 +34,7 @@ import kubernetes
 
 from fleetfoot import artifacts
 from fleetfoot.bench import cluster, plot, soci
-from fleetfoot.bench.puller import ARMS, NODE, Node, Traffic
+from fleetfoot.bench.puller import ARMS, NODE, Node, Traffic, run_on
 from fleetfoot.bench.report import Goal, Report, medians, now
 from fleetfoot.errors import FleetfootError
 from fleetfoot.images import build
@@ -215,6 +215,8 @@ class _Scene:
         self._bench, self._progress, self._count = bench, progress, 0
         address = f"{bench.control}:5000"
         self._registry = Registry(cluster.STACK, registry_address(cluster.STACK), address)
+        # It would give a lazy form to what shall have none.
+        run_on(bench.control, "systemctl stop fleetfoot-lazy-converter")
         self.images = {
             (image, suffix): self._push(image, suffix)
             for image in dict.fromkeys(one.image for one in chosen)

@@ -19,7 +19,7 @@ from fleetfoot.shell import run
 if TYPE_CHECKING:
     from fleetfoot.bench.cluster import BenchCluster
 
-__all__ = ["ARMS", "NODE", "Node", "Traffic"]
+__all__ = ["ARMS", "NODE", "Node", "Traffic", "run_on"]
 
 NODE = "pull-1"
 ARMS = ("eager", "tuned", "soci", "lazy", "traced")
@@ -216,11 +216,11 @@ class Node:
 
     def command(self, command: str) -> list[str]:
         """Return what runs a shell's commands on it."""
-        return [*ssh.command(cluster.STACK), f"root@{self.address}", command]
+        return _command(self.address, command)
 
     def run(self, command: str) -> str:
         """Run a shell's commands on it."""
-        return run(self.command(command), timeout=_SECONDS)
+        return run_on(self.address, command)
 
     def python(self, script: str, *arguments: str) -> str:
         """Run a script of Python on it."""
@@ -312,6 +312,15 @@ class Node:
             finally:
                 sender.kill()
         return {"connect_ms": float(said[0]) * 1e3, "rate_bits": float(said[1]) * 8}
+
+
+def run_on(address: str, command: str) -> str:
+    """Run a shell's commands on a machine of the bench."""
+    return run(_command(address, command), timeout=_SECONDS)
+
+
+def _command(address: str, command: str) -> list[str]:
+    return [*ssh.command(cluster.STACK), f"root@{address}", command]
 
 
 class Traffic(threading.Thread):

@@ -96,7 +96,7 @@ class Queue:
         """Have what failed looked at later; return in how many seconds."""
         with self._changed:
             self._failed[wanted] = failed = self._failed.get(wanted, 0) + 1
-            pause = min(_FIRST_PAUSE * 2 ** (failed - 1), _LONGEST_PAUSE)
+            pause = min(_FIRST_PAUSE * 2.0 ** min(failed - 1, 10), _LONGEST_PAUSE)
             self._due.setdefault(wanted, self._clock() + pause)
             return pause
 

@@ -34,8 +34,8 @@ SCENARIOS = sorted(
 )
 CONTROL = [
     "pki", "etcd", "kube_apiserver", "load_balancer", "kube_bootstrap", "kube_controller_manager",
-    "kube_scheduler", "kubelet_csr_approver", "coredns", "registry", "kubelet", "kube_proxy",
-    "node_drain", "node_leave", "upgrade_check", "etcd_backup", "etcd_restore",
+    "kube_scheduler", "kubelet_csr_approver", "coredns", "registry", "lazy_converter", "kubelet",
+    "kube_proxy", "node_drain", "node_leave", "upgrade_check", "etcd_backup", "etcd_restore",
 ]  # fmt: skip
 _SECONDS = 1800  # they have what stacks leave of the CPU
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

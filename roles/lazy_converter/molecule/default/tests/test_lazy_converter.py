@@ -18,6 +18,7 @@ STATE = Path(FACTS["state_dir"])
 URL = f"https://{FACTS['address']}:5000"
 UNIT = "fleetfoot-lazy-converter"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
 KIND = "application/vnd.fleetfoot.lazy.v1"
 
 
@@ -25,7 +26,7 @@ def call(method, path, body=None, kind="application/octet-stream"):
     """Return headers and body of a request as the pusher."""
     password = (STATE / "secrets/registry/pusher").read_text().strip()
     token = base64.b64encode(f"pusher:{password}".encode()).decode()
-    headers = {"Content-Type": kind, "Authorization": f"Basic {token}", "Accept": "*/*"}
+    headers = {"Content-Type": kind, "Authorization": f"Basic {token}", "Accept": f"{MANIFEST}, {INDEX}"}
     context = ssl.create_default_context(cafile=str(STATE / "pki/kubernetes/ca.crt"))
     target = path if path.startswith("https:") else f"{URL}{path}"
     request = urllib.request.Request(target, body, headers, method=method)
