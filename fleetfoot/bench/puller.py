@@ -49,6 +49,8 @@ _KEEP = """
 set -e
 # What a boot still starts would come in between.
 systemctl is-system-running --wait > /dev/null || :
+# It looks again at each reload, and would start what was stopped.
+systemctl stop node-rest.path node-rest.timer
 mkdir -p /root/arms
 cp /etc/containerd/config.toml /root/arms/lazy.toml
 for unit in containerd containerd-sandbox; do
