@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import ssl
 import subprocess
@@ -185,6 +186,11 @@ class Stack:
         )
         assert not check or done.returncode == 0, f"{machine}: {command}:\n{done.stdout}"
         return done.stdout
+
+    def boot(self, machine: str) -> str:
+        """Return the ID of a machine's boot; empty while it does not answer."""
+        said = self.ssh(machine, "cat /proc/sys/kernel/random/boot_id", check=False).strip()
+        return said if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", said) else ""
 
     def machine(self, name: str) -> dict[str, Any]:
         """Return a machine's row of the status."""

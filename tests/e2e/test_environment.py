@@ -250,19 +250,13 @@ def test_a_killed_worker_is_seen_and_replaced(environment: Stack) -> None:
     eventually(lambda: answers(environment))
 
 
-def boot_of(stack: Stack, machine: str) -> str:
-    """Return the id of a machine's boot; empty while it does not answer."""
-    said = stack.ssh(machine, "cat /proc/sys/kernel/random/boot_id", check=False).strip()
-    return said if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", said) else ""
-
-
 def test_a_worker_whose_kernel_panics_comes_back(environment: Stack) -> None:
-    before, booted = started(environment), boot_of(environment, "worker-2")
+    before, booted = started(environment), environment.boot("worker-2")
     assert booted
     record = environment.paths.record("worker-2")
 
     def ended_or_booted() -> bool:
-        return not process.find(record) or boot_of(environment, "worker-2") not in ("", booted)
+        return not process.find(record) or environment.boot("worker-2") not in ("", booted)
 
     panic = "systemd-run --no-block sh -c 'echo c > /proc/sysrq-trigger'"
     environment.ssh("worker-2", panic, check=False)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -31,6 +31,7 @@ READ = (
     " print(hashlib.sha256(f.read({count})).hexdigest())"
 )
 UNIT = "/etc/systemd/system/fleetfoot-lazy-sectors.service"
+SAVED = "/root/fleetfoot-lazy-sectors.service"
 
 
 def sample_image(stack: Stack) -> str:
@@ -83,6 +84,29 @@ class Reader:
         wanted = self.content[start * PIECE : (start + pieces) * PIECE]
         return read, hashlib.sha256(wanted).hexdigest()
 
+    def reads_again(self) -> None:
+        """Read what was asked for last."""
+        self._next -= 1
+        self.reads()
+
+    def settings(self, **changed: int) -> None:
+        """Have the node's server run with other settings."""
+        edits = "".join(f"s/{name}=[0-9]*/{name}={value}/;" for name, value in changed.items())
+        restart = "systemctl daemon-reload && systemctl restart fleetfoot-lazy-sectors"
+        self.stack.ssh(NODE, f"sed -i '{edits}' {UNIT} && {restart}")
+
+    def everything(self) -> str:
+        """Return what a container of it takes its file's digest to be."""
+        script = READ.format(start=0, count=PIECES * PIECE)
+        argv = ("kubectl", "--", "exec", "reader", "--", "python3", "-c", script)
+        return str(self.stack.fleetfoot(*argv, check=False).stdout)
+
+    def image_shown(self) -> dict[str, Any]:
+        """Return what is said of it by `fleetfoot lazy status`."""
+        said = self.stack.fleetfoot("lazy", "status", "--node", NODE, "--json").stdout
+        images = {image["reference"]: image for image in json.loads(said)[NODE]["images"]}
+        return dict(images[self.image])
+
     def reads(self, pieces: int = 1) -> None:
         """Read what was never read."""
         read, wanted = self.starts_reading(pieces)
@@ -122,14 +146,15 @@ def reader(environment: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iter
     image = f"{host}/reader:1"
     environment.fleetfoot("lazy", "convert", image)
     made = Reader(environment, image, content, layers)
-    restart = "systemctl daemon-reload && systemctl restart fleetfoot-lazy-sectors"
-    environment.ssh(NODE, f"cp {UNIT} /run/; sed -i 's/rate=[0-9]*/rate=0/' {UNIT} && {restart}")
+    environment.ssh(NODE, f"cp {UNIT} {SAVED}")
+    made.settings(rate=0)
     try:
         made.start("reader")
         yield made
     finally:
         environment.kubectl("delete", "pod", "reader", "another", "--ignore-not-found", "--now")
-        environment.ssh(NODE, f"mv /run/{UNIT.rpartition('/')[2]} {UNIT} && {restart}")
+        environment.ssh(NODE, f"mv {SAVED} {UNIT}")
+        made.settings()
 
 
 def test_no_layer_of_a_lazy_image_is_unpacked(reader: Reader) -> None:
@@ -189,26 +214,32 @@ def test_a_read_waits_for_a_registry_that_is_away(reader: Reader) -> None:
     assert wanted in said, said
 
 
-def test_what_was_damaged_on_the_node_is_fetched_again(reader: Reader) -> None:
-    def everything() -> str:
-        script = READ.format(start=0, count=PIECES * PIECE)
-        return reader.stack.kubectl("exec", "reader", "--", "python3", "-c", script).strip()
+def test_a_read_fails_after_the_deadline_and_the_next_one_does_not(reader: Reader) -> None:
+    reader.settings(deadline=5)
+    with registry_away(reader.stack):
+        read, _ = reader.starts_reading()
+        said, _ = read.communicate(timeout=120)
+        assert "Input/output error" in said, said
+        assert reader.counts()["reads_failed"] > 0
+    reader.reads_again()
+    reader.settings(deadline=300)
 
+
+def test_what_was_damaged_on_the_node_is_fetched_again(reader: Reader) -> None:
     digest = hashlib.sha256(reader.content).hexdigest()
-    assert digest in everything()
+    assert digest in reader.everything()
     damage = "for f in /var/lib/fleetfoot-lazy/layers/*/data; do"
     damage += ' count=$(($(stat --format=%s "$f") / (1 << 20) - 1)); [ $count -lt 1 ] ||'
     damage += ' dd if=/dev/zero of="$f" bs=1M seek=1 count=$count conv=notrunc status=none; done'
     reader.stack.ssh(NODE, f"{damage}; systemctl restart fleetfoot-lazy-sectors")
     reader.stack.ssh(NODE, "echo 3 > /proc/sys/vm/drop_caches")
-    assert digest in everything()
+    assert digest in reader.everything()
     assert reader.counts()["corrupted_cached"] > 0
 
 
 def test_status_and_trace_say_what_was_read(reader: Reader) -> None:
     stack = reader.stack
-    said = stack.fleetfoot("lazy", "status", "--node", NODE, "--json").stdout
-    shown = {image["reference"]: image for image in json.loads(said)[NODE]["images"]}[reader.image]
+    shown = reader.image_shown()
     assert 0 < shown["present"] <= shown["bytes"]
     assert {layer["way"] for layer in shown["layers"]} == {"nbd"}
     assert NODE in stack.fleetfoot("lazy", "status").stdout
@@ -218,3 +249,19 @@ def test_status_and_trace_say_what_was_read(reader: Reader) -> None:
     assert PIECES * PIECE <= len(layer["touched"]) * BLOCK < layer["blocks"] * BLOCK
     assert "recorded" in stack.fleetfoot("lazy", "trace", reader.image, "--node", NODE).stdout
     assert "attached already" in stack.fleetfoot("lazy", "convert", reader.image).stdout
+
+
+def test_mounts_come_back_with_the_machine_while_the_registry_is_away(reader: Reader) -> None:
+    stack, booted = reader.stack, reader.stack.boot(NODE)
+
+    def complete() -> bool:
+        shown = reader.image_shown()
+        return bool(shown["present"] == shown["bytes"])
+
+    reader.settings(rate=1 << 30)
+    eventually(complete)
+    with registry_away(stack):
+        stack.ssh(NODE, "systemd-run --no-block systemctl reboot", check=False)
+        eventually(lambda: stack.boot(NODE) not in ("", booted), timeout=600)
+        digest = hashlib.sha256(reader.content).hexdigest()
+        eventually(lambda: digest in reader.everything(), timeout=300)
