@@ -26,7 +26,11 @@ def call(method, path, body=None, kind="application/octet-stream"):
     """Return headers and body of a request as the pusher."""
     password = (STATE / "secrets/registry/pusher").read_text().strip()
     token = base64.b64encode(f"pusher:{password}".encode()).decode()
-    headers = {"Content-Type": kind, "Authorization": f"Basic {token}", "Accept": f"{MANIFEST}, {INDEX}"}
+    headers = {
+        "Content-Type": kind,
+        "Authorization": f"Basic {token}",
+        "Accept": f"{MANIFEST}, {INDEX}",
+    }
     context = ssl.create_default_context(cafile=str(STATE / "pki/kubernetes/ca.crt"))
     target = path if path.startswith("https:") else f"{URL}{path}"
     request = urllib.request.Request(target, body, headers, method=method)
@@ -81,7 +85,9 @@ def lazy_forms(repository, digest):
 def test_what_is_pushed_becomes_lazy(host):
     digest = push("pushed", "while it runs")
     (found,) = lazy_forms("pushed", digest)
-    assert found["artifactType"] == KIND, host.check_output(f"journalctl -u {UNIT} --no-pager -n 30")
+    assert found["artifactType"] == KIND, host.check_output(
+        f"journalctl -u {UNIT} --no-pager -n 30"
+    )
     _, body = call("GET", f"/v2/pushed/manifests/{found['digest']}")
     assert json.loads(body)["subject"]["digest"] == digest
 
