@@ -133,6 +133,11 @@ def run(
     }
     with cluster.running(("serverless",), progress) as bench:
         scene = _Scene(bench, chosen, progress)
+        setup = {
+            "link": scene.node.link,
+            "image_bytes": {one.name: scene.images[one.image, ""].size for one in chosen},
+            **bench.sizes(),
+        }
         for number in range(1, rounds + 1):
             for one in chosen:
                 for arm in ARMS:
@@ -140,24 +145,31 @@ def run(
                     measured[f"{one.name} {arm}"].append(found)
                     told = ", ".join(f"{key} {value:.3g}" for key, value in found.items())
                     progress(f"round {number} of {rounds}, {one.name}, {arm}: {told}")
-        setup = {
-            "rounds": rounds,
-            "link": scene.node.link,
-            "image_bytes": {one.name: scene.images[one.image, ""].size for one in chosen},
-            **bench.sizes(),
-        }
-    arms = {arm: medians(found) for arm, found in measured.items()}
-    report = Report(
-        "pull", arms, ratios(arms, chosen), measured, started, setup, goals(arms, chosen)
+                # After each: it takes hours, and may be cut off.
+                report = _report(measured, chosen, started, setup)
+                report.write(target)
+    answers, moved = (
+        {one.name: {arm: report.arms[f"{one.name} {arm}"][kind] for arm in ARMS} for one in chosen}
+        for kind in ("answer_s", "moved")
     )
-    report.write(target)
     title = f"From a pod's creation to its first answer, median of {rounds}"
-    answers = {
-        one.name: {arm: arms[f"{one.name} {arm}"]["answer_s"] for arm in ARMS} for one in chosen
-    }
-    moved = {one.name: {arm: arms[f"{one.name} {arm}"]["moved"] for arm in ARMS} for one in chosen}
     plot.pulls(target.with_suffix(".png"), answers, moved, title)
     return report
+
+
+def _report(
+    measured: Mapping[str, list[dict[str, float]]],
+    chosen: Sequence[Workload],
+    started: str,
+    setup: Mapping[str, Any],
+) -> Report:
+    """Return what is known so far: of workloads that were measured in each arm."""
+    done = [one for one in chosen if all(measured[f"{one.name} {arm}"] for arm in ARMS)]
+    rounds = {f"{one.name} {arm}": measured[f"{one.name} {arm}"] for one in done for arm in ARMS}
+    arms = {arm: medians(found) for arm, found in rounds.items()}
+    most = max(len(found) for found in rounds.values())
+    setup = {"rounds": most, **setup}
+    return Report("pull", arms, ratios(arms, done), rounds, started, setup, goals(arms, done))
 
 
 def ratios(

@@ -251,3 +251,16 @@ def test_a_picture_of_pulls_is_drawn(tmp_path: Path) -> None:
     values = {"command": {"eager": 100.0, "lazy": 5.0}}
     plot.pulls(target, values, values, "pulls")
     assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_pulls_are_told_as_soon_as_a_workload_was_measured_in_each_arm() -> None:
+    chosen = pull.WORKLOADS[:2]
+    found = pulls(20, 0.1)
+    measured = {
+        f"{one.name} {arm}": [found[f"{one.name} {arm}"]] for one in chosen for arm in pull.ARMS
+    }
+    measured[f"{chosen[1].name} {pull.ARMS[-1]}"] = []
+    told = pull._report(measured, chosen, "", {"link": {}})
+    assert set(told.arms) == {f"{chosen[0].name} {arm}" for arm in pull.ARMS}
+    assert all(name.startswith(("command", "daemons")) for name in told.goals)
+    assert told.setup["rounds"] == 1
