@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fleetfoot.images import build
 from fleetfoot.images.definition import Definition
 from fleetfoot.images.oci import TAG
-from fleetfoot.lazyfs.convert import FORM, Converted, Converter, attach, convert, versions
+from fleetfoot.lazyfs.convert import FORM, OPTIONS, Converted, Converter, attach, convert, versions
 from fleetfoot.lazyfs.distribution import Repository
 from fleetfoot.lazyfs.stores import Layout, Remote
 from fleetfoot.paths import cache_dir
@@ -56,7 +56,7 @@ def converter(progress: Callable[[str], None]) -> Converter:
 
 def form_key() -> str:
     """Return what changes when images would get another lazy form."""
-    return f"{FORM} {build.key_of(Definition.load('converter'), cache_dir())}"
+    return f"{FORM} {' '.join(OPTIONS)} {build.key_of(Definition.load('converter'), cache_dir())}"
 
 
 def push(registry: Registry, layout: Path, repository: str, progress: Callable[[str], None]) -> str:

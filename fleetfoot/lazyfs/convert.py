@@ -24,7 +24,7 @@ from fleetfoot.lazyfs.artifact import Artifact, Descriptor, LazyLayer, layers_of
 from fleetfoot.lazyfs.distribution import INDEXES, MANIFEST
 from fleetfoot.lazyfs.layers import Directory, Rewriter, Tree
 from fleetfoot.lazyfs.stores import REF_NAME, artifact_of
-from fleetfoot.lazyfs.table import Table, hex_digest
+from fleetfoot.lazyfs.table import LARGEST, Table, hex_digest
 from fleetfoot.locks import alone
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORM",
+    "OPTIONS",
     "Converted",
     "Converter",
     "attach",
@@ -48,13 +49,14 @@ FORM = 1
 """The code that rewrites layers: a new number where the same layer becomes other bytes."""
 
 _PIECE = 1 << 20
+_LONGEST_SECONDS = 7200  # that a service waits for one layer
 _ARCHIVE = "application/vnd.oci.image.layer.v1.tar"
-#: Settings that the bytes depend on. Times and names come from the layer alone. -Ededupe would save
-#: a little, but 1.8.6 does not end with it on some layers of small files.
-_OPTIONS = (
+OPTIONS = (
     *("--tar=f", "--aufs", "--quiet", "--mkfs-time", "-T0", "-Uclear", "-b4096"),
     *("-zlz4hc,level=9", "-C65536"),
 )
+"""Settings that the bytes depend on. Times and names come from the layer alone. -Ededupe would save
+a little, but 1.8.6 does not end with it on some layers of small files."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Converter:
 
     Attributes:
         tree: Root with `mkfs.erofs` and `zstd` (image `converter`); this machine's own if there is
-            none, where whoever runs this is shut in already.
+            none, for a service that its unit shuts in.
         version: Of these programs and of this code: layers are converted once for each.
     """
 
@@ -73,7 +75,9 @@ class Converter:
     def command(self, work: Path, *argv: str) -> list[str]:
         """Return a command line that runs a program of the tree, in the folder `work`."""
         if self.tree is None:
-            return ["env", f"--chdir={work}", f"TMPDIR={work}", "TZ=UTC", *argv]
+            # mkfs.erofs was seen to go on for ever.
+            within = ["timeout", "--signal=KILL", str(_LONGEST_SECONDS)]
+            return ["env", f"--chdir={work}", f"TMPDIR={work}", "TZ=UTC", *within, *argv]
         return [
             *("bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", str(self.tree), "/"),
             *("--bind", str(work), "/mnt", "--dev", "/dev", "--proc", "/proc"),
@@ -84,7 +88,7 @@ class Converter:
     @property
     def settings(self) -> str:
         """What the bytes of a sector image depend on, beside the layer."""
-        return f"{self.version} {' '.join(_OPTIONS)}"
+        return f"{self.version} {' '.join(OPTIONS)}"
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,7 @@ def convert(
     converter: Converter,
     cache: Path,
     progress: Callable[[str], None],
+    largest: int = LARGEST,
 ) -> Converted:
     """Convert an image's layers.
 
@@ -165,6 +170,7 @@ def convert(
         converter: What converts.
         cache: Where converted layers are kept.
         progress: Takes one line at a time for a person to follow.
+        largest: Most bytes that a layer may unpack to.
 
     Raises:
         FleetfootError: A layer is damaged, of an unknown kind, or cannot be converted.
@@ -188,7 +194,7 @@ def convert(
             found = _kept(home, layer, below, converter)
             if found is None:
                 progress(f"{name}: converting")
-                found = _convert(store, layer, below, converter, home)
+                found = _convert(store, layer, below, converter, home=home, largest=largest)
                 fresh += 1
             else:
                 progress(f"{name}: converted before")
@@ -243,7 +249,9 @@ def unpack(
     return layers
 
 
-def _convert(store: Store, layer: _Layer, below: Tree, converter: Converter, home: Path) -> Path:
+def _convert(
+    store: Store, layer: _Layer, below: Tree, converter: Converter, *, home: Path, largest: int
+) -> Path:
     prefix = f".{layer.digest[7:]}-"
     for left in home.glob(f"{prefix}*"):  # of runs that were killed: the layer's lock is ours
         shutil.rmtree(left)
@@ -251,7 +259,7 @@ def _convert(store: Store, layer: _Layer, below: Tree, converter: Converter, hom
     try:
         packed = work / "layer"
         _fetch(store, layer, packed)
-        rewriter = Rewriter(below.folders)
+        rewriter = Rewriter(below.folders, largest)
         _make(rewriter, layer, packed, converter, work)
         packed.unlink()
         with (work / "image").open("rb") as image:
@@ -277,7 +285,7 @@ def _convert(store: Store, layer: _Layer, below: Tree, converter: Converter, hom
 def _make(
     rewriter: Rewriter, layer: _Layer, packed: Path, converter: Converter, work: Path
 ) -> None:
-    argv = converter.command(work, "mkfs.erofs", *_OPTIONS, "image")
+    argv = converter.command(work, "mkfs.erofs", *OPTIONS, "image")
     with (
         (work / "said").open("w+b") as said,
         _unpacked(layer.kind, packed, converter, work) as source,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs.table import LARGEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -69,13 +70,17 @@ class Tree:
 class Rewriter:
     """Writes one layer's archive anew.
 
+    Args:
+        below: What the layers below have, by path.
+        largest: Most bytes that may be written.
+
     Attributes:
         entries: What the layer has, by path: its folders, None for all else that hides a folder.
         implied: Folders that the archive left out, and what they were made like.
     """
 
-    def __init__(self, below: Mapping[str, Directory | None]) -> None:
-        self._below = below
+    def __init__(self, below: Mapping[str, Directory | None], largest: int = LARGEST) -> None:
+        self._below, self._left = below, largest
         self._links: dict[str, str] = {}
         self._files: dict[str, Directory] = {}
         self.entries: dict[str, Directory | None] = {}
@@ -91,6 +96,7 @@ class Rewriter:
         Raises:
             FleetfootError: The layer is no archive, or has what an image cannot have.
         """
+        put = self._bounded(put)
         put(_entry("./", tarfile.DIRTYPE, Directory()))
         ended, end = _Ended(source), 0
         stream: Any = ended  # all that tarfile calls of a stream
@@ -114,6 +120,17 @@ class Rewriter:
         put(bytes(2 * tarfile.BLOCKSIZE))
         while source.read(_PIECE):  # what stands behind the end belongs to the layer's digest, too
             pass
+
+    def _bounded(self, put: Callable[[bytes], object]) -> Callable[[bytes], object]:
+        """Refuse an archive of some bytes that unpacks to more than there is room for."""
+
+        def bounded(piece: bytes) -> None:
+            self._left -= len(piece)
+            if self._left < 0:
+                raise _refused("it unpacks to more than there is room for")
+            put(piece)
+
+        return bounded
 
     def _one(
         self, archive: tarfile.TarFile, member: tarfile.TarInfo, put: Callable[[bytes], object]
@@ -274,7 +291,8 @@ def _kept(member: tarfile.TarInfo) -> Directory:
         for key, value in member.pax_headers.items()
         if key.startswith(_XATTR) and not key.startswith(f"{_XATTR}{_ADMIN}")
     }
-    mtime = member.pax_headers.get("mtime", str(int(member.mtime)))
+    # Not what tarfile made of it, which may be infinite.
+    mtime = member.pax_headers.get("mtime") or str(int(member.mtime))
     owner = (member.uid, member.gid)
     return Directory(member.mode & _MODE, *owner, _time(mtime), tuple(sorted(xattrs.items())))
 

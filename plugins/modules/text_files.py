@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,10 +16,10 @@ short_description: Write many small text files below a folder
 description:
   - What a loop over C(ansible.builtin.copy) does, in one run on the machine; on an emulated guest
     each run takes seconds.
-  - Each file is replaced as a whole. Files that are not named stay.
+  - Each file is replaced as a whole. Files that are not named stay. All belong to who runs it.
 options:
   path:
-    description: The folder; it and those below it are made, with mode 0755.
+    description: The folder; it, those below it and those above it that are missing have mode 0755.
     type: path
     required: true
   contents:
@@ -49,6 +50,7 @@ written:
   elements: str
 """
 
+FOLDER = 0o755
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "path": {"type": "path", "required": True},
     "contents": {"type": "dict", "required": True},
@@ -58,20 +60,31 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def outside(contents: dict[str, str]) -> list[str]:
     """Return names that are no plain paths below a folder."""
+    bad = {"..", "/", "."}
     return [
         name
         for name in contents
-        if not name or name != str(PurePosixPath(name)) or {"..", "/", "."} & {*Path(name).parts}
+        if name in {"", "."} or name != str(PurePosixPath(name)) or bad & {*Path(name).parts}
     ]
+
+
+def is_mine(info: os.stat_result, mode: int) -> bool:
+    """Tell whether mode and owner are what they should be."""
+    return info.st_mode == mode and (info.st_uid, info.st_gid) == (os.geteuid(), os.getegid())
 
 
 def differs(file: Path, content: str, mode: int) -> bool:
     """Tell whether a file is to be written."""
     try:
-        info = file.lstat()
-        return info.st_mode != 0o100000 | mode or file.read_bytes() != content.encode()
+        mine = is_mine(file.lstat(), stat.S_IFREG | mode)
+        return not mine or file.read_bytes() != content.encode()
     except (FileNotFoundError, NotADirectoryError):
         return True
+
+
+def is_right(folder: Path) -> bool:
+    """Tell whether a folder is there as it should be."""
+    return folder.is_dir() and is_mine(folder.stat(), stat.S_IFDIR | FOLDER)
 
 
 def write(file: Path, content: str, mode: int) -> None:
@@ -91,25 +104,25 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     root, contents = Path(module.params["path"]), module.params["contents"]
-    if wrong := outside(contents):
-        module.fail_json(f"contents: {wrong[0]!r} is no path below {root}; nothing was written")
+    if names := outside(contents):
+        module.fail_json(f"contents: {names[0]!r} is no path below {root}; nothing was written")
     mode = int(module.params["mode"], 8)
-    folders = sorted({root, *(parent for name in contents for parent in (root / name).parents)})
-    folders = [folder for folder in folders if folder.is_relative_to(root)]
-    missing = [folder for folder in folders if not folder.is_dir()]
-    loose = [
-        folder for folder in folders if folder not in missing and folder.stat().st_mode & 0o022
-    ]
+    above = [root, *(parent for name in contents for parent in (root / name).parents)]
+    folders = sorted(
+        {folder for folder in above if folder.is_relative_to(root)}
+        | {folder for folder in root.parents if not folder.exists()}
+    )
+    wrong = [folder for folder in folders if not is_right(folder)]
     written = [name for name in contents if differs(root / name, contents[name], mode)]
     if not module.check_mode:
-        for folder in missing:
-            folder.mkdir(parents=True, exist_ok=True)
-        for folder in missing + loose:
-            folder.chmod(0o755)
+        for folder in wrong:  # those above come first
+            folder.mkdir(exist_ok=True)
+            folder.chmod(FOLDER)
+            os.chown(folder, os.geteuid(), os.getegid())
         for name in written:
             write(root / name, contents[name], mode)
     told = [{"before_header": name, "after_header": name} for name in written]
-    changed = bool(written or missing or loose)
+    changed = bool(written or wrong)
     module.exit_json(changed=changed, written=written, diff=told)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_only_what_differs_is_written_and_what_is_not_named_stays(tmp_path: Path
     run(tmp_path, CONTENTS)
     (tmp_path / "own.txt").write_text("mine")
     (tmp_path / "one.py").chmod(0o666)
-    (tmp_path / "parts").chmod(0o777)
+    (tmp_path / "parts").chmod(0o700)
     other = CONTENTS | {"ü.txt": "other"}
     assert sorted(run(tmp_path, other)["written"]) == ["one.py", "ü.txt"]
     assert below(tmp_path) == other | {"own.txt": "mine"}
@@ -63,7 +64,17 @@ def test_a_link_is_replaced_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "one.py").is_symlink()
 
 
-@pytest.mark.parametrize("name", ["", "../one", "/one", "a/../one", "./one", "a//one", "a/"])
+def test_folders_above_can_be_entered(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        run(tmp_path / "a/b", CONTENTS)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "a").rglob("*") if path.is_dir()}
+    assert modes | {(tmp_path / "a").stat().st_mode & 0o777} == {0o755}
+
+
+@pytest.mark.parametrize("name", ["", ".", "../one", "/one", "a/../one", "./one", "a//one", "a/"])
 def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     told = run(tmp_path, {"good.txt": "", name: ""})
     assert told["failed"]
