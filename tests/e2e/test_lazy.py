@@ -30,6 +30,17 @@ READ = (
     "import sys, hashlib; f = open('/piece', 'rb'); f.seek({start});"
     " print(hashlib.sha256(f.read({count})).hexdigest())"
 )
+#: Of its layers alone: what others run is mounted lazily, too.
+DAMAGE = """
+cd /var/lib/fleetfoot-lazy/layers
+for source in $(grep --files-with-matches '"reader"' */sources.json); do
+  file=${source%/*}/data
+  count=$(($(stat --format=%s $file) / (1 << 20) - 1))
+  [ $count -lt 1 ] || dd if=/dev/zero of=$file bs=1M seek=1 count=$count conv=notrunc status=none
+done
+systemctl restart fleetfoot-lazy-sectors
+echo 3 > /proc/sys/vm/drop_caches
+"""
 UNIT = "/etc/systemd/system/fleetfoot-lazy-sectors.service"
 SAVED = "/root/fleetfoot-lazy-sectors.service"
 
@@ -214,28 +225,21 @@ def test_a_read_waits_for_a_registry_that_is_away(reader: Reader) -> None:
 
 def test_a_read_fails_after_the_deadline_and_the_next_one_does_not(reader: Reader) -> None:
     reader.settings(deadline=5)
-    with registry_away(reader.stack):
-        read, _ = reader.starts_reading()
-        said, _ = read.communicate(timeout=120)
-        assert "Input/output error" in said, said
-        assert reader.counts()["reads_failed"] > 0
-    reader.reads_again()
-    reader.settings(deadline=300)
+    try:
+        with registry_away(reader.stack):
+            read, _ = reader.starts_reading()
+            said, _ = read.communicate(timeout=120)
+            assert "Input/output error" in said, said
+            assert reader.counts()["reads_failed"] > 0
+        reader.reads_again()
+    finally:
+        reader.settings(deadline=300)
 
 
 def test_what_was_damaged_on_the_node_is_fetched_again(reader: Reader) -> None:
     digest = hashlib.sha256(reader.content).hexdigest()
     assert digest in reader.everything()
-    # Its own: what others run is mounted lazily, too.
-    damage = (
-        "cd /var/lib/fleetfoot-lazy/layers; for s in $(grep -l '\"reader\"' */sources.json); do"
-    )
-    damage += (
-        ' f=${s%/*}/data; count=$(($(stat --format=%s "$f") / (1 << 20) - 1)); [ $count -lt 1 ] ||'
-    )
-    damage += ' dd if=/dev/zero of="$f" bs=1M seek=1 count=$count conv=notrunc status=none; done'
-    reader.stack.ssh(NODE, f"{damage}; systemctl restart fleetfoot-lazy-sectors")
-    reader.stack.ssh(NODE, "echo 3 > /proc/sys/vm/drop_caches")
+    reader.stack.ssh(NODE, DAMAGE)
     assert digest in reader.everything()
     assert reader.counts()["corrupted_cached"] > 0
 
