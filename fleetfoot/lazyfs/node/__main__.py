@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -25,8 +26,12 @@ from fleetfoot.lazyfs.node.service import Service
 from fleetfoot.lazyfs.node.snapshots import Snapshots
 
 _CALLS_AT_ONCE = 32
+_BEGUN = 19  # in what follows the name in /proc/PID/stat: starttime, proc(5)
+_SEEN = "io.fleetfoot.lazy.seen=yes"
 _FIRST_PASSED = 3  # the number of what systemd opened, sd_listen_fds(3)
 _LOOK = 5.0  # seconds until the kernel is asked again for network block devices
+_WAITED = 10.0  # seconds; containerd waits 20 for an answer, and then goes on without
+_CTR = ("/usr/local/bin/ctr", "--namespace=k8s.io", "images")
 _GRACE = 5.0  # seconds for calls that are under way when it ends
 
 
@@ -57,6 +62,9 @@ async def _serve(service: Service, listening: socket.socket) -> None:
     server = Server([service])
     await server.start(sock=listening)
     _say_ready()
+    if (age := _age()) > _WAITED:
+        _log(f"the start took {age:.0f} s: containerd is told of its images again")
+        threading.Thread(target=_tell_images, daemon=True).start()
     ended, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
@@ -109,6 +117,27 @@ def _say_ready() -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.connect(address.replace("@", "\0", 1))
             manager.send(b"READY=1")
+
+
+def _age() -> float:
+    """Return for how many seconds this process has run."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    begun = int(fields[_BEGUN]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - begun
+
+
+def _tell_images() -> None:
+    """Have containerd's CRI look at its images again.
+
+    It does so when it starts, and images whose snapshots it could not ask for are none to it, the
+    sandbox's included, until something happens to them.
+    """
+    try:
+        listed = subprocess.run([*_CTR, "ls", "-q"], check=True, capture_output=True, text=True)
+        for name in listed.stdout.split():
+            subprocess.run([*_CTR, "label", name, _SEEN], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:  # it is not there yet, and will ask
+        _log(f"containerd was not told of its images: {error}")
 
 
 def _log(line: str) -> None:
