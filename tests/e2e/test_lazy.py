@@ -263,6 +263,7 @@ def test_status_and_trace_say_what_was_read(reader: Reader) -> None:
     assert "attached already" in stack.fleetfoot("lazy", "convert", reader.image).stdout
 
 
+@pytest.mark.long  # with the boot of an emulated machine
 def test_mounts_come_back_with_the_machine_while_the_registry_is_away(reader: Reader) -> None:
     stack, booted = reader.stack, reader.stack.boot(NODE)
 
