@@ -156,13 +156,15 @@ class Service:
     refused: set[str] = field(default_factory=set)
 
     def begin(self) -> None:
-        """Remove what a process left that was ended, and refuse what ended several."""
+        """Remove what a process left that was ended; what ended several is refused this time."""
         for left in (self.cache / "layers").glob(".*-*"):
             shutil.rmtree(left)
-        for subject, attempts in self._tried().items():
+        tried = self._tried()
+        for subject, attempts in tried.items():
             if attempts >= _ATTEMPTS:
                 self.refused.add(subject)
                 self.log(f"{subject} is left as it is: {attempts} times this ended with it")
+        self._keep({each: n for each, n in tried.items() if each not in self.refused})
 
     def work(self) -> None:
         """Look at what is due next; return when that is done."""
@@ -203,8 +205,8 @@ class Service:
 
     def _converted(self, store: Remote, manifest: bytes, kind: str, subject: str) -> None:
         self.log(f"{store}@{subject}: making it lazy")
-        tried, note = self._tried(), self.cache / "trying"
-        note.write_text(json.dumps({**tried, subject: tried.get(subject, 0) + 1}))
+        tried = self._tried()
+        self._keep(tried | {subject: tried.get(subject, 0) + 1})
         try:
             free = shutil.disk_usage(self.cache).free // _SHARE
             if any(layer.size > free for layer in layers_of(manifest)):
@@ -224,7 +226,7 @@ class Service:
                 raise UnreachableError(str(refusal)) from refusal
         finally:
             trim(self.cache / "layers", self.most)
-            note.write_text(json.dumps(tried | {subject: 0}))
+            self._keep(tried | {subject: 0})
 
     def _tried(self) -> dict[str, int]:
         try:
@@ -232,6 +234,9 @@ class Service:
             return {str(subject): int(n) for subject, n in said.items() if n}
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
+
+    def _keep(self, tried: dict[str, int]) -> None:
+        (self.cache / "trying").write_text(json.dumps(tried))
 
     def look_through(self) -> None:
         """Find what it was not told of, now and then; does not return."""

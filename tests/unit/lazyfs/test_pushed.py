@@ -222,6 +222,9 @@ def test_an_image_that_ends_the_process_is_left_after_some_attempts(tmp_path: Pa
         )
         service.begin()
         assert service.refused == refused
+    service.refused.clear()
+    service.begin()  # the next time it is tried again
+    assert service.refused == set()
     assert not any((tmp_path / "layers").iterdir())
 
 
