@@ -226,12 +226,13 @@ class Service:
                 raise UnreachableError(str(refusal)) from refusal
         finally:
             trim(self.cache / "layers", self.most)
-            self._keep(tried | {subject: 0})
+            tried.pop(subject, None)
+            self._keep(tried)
 
     def _tried(self) -> dict[str, int]:
         try:
             said = json.loads((self.cache / "trying").read_text())
-            return {str(subject): int(n) for subject, n in said.items() if n}
+            return {str(subject): int(n) for subject, n in said.items()}
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
 
