@@ -7,6 +7,7 @@ anew and an unchanged one never does.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -40,6 +41,7 @@ __all__ = [
 _NODES, _BENCHES, _REHEARSALS = "nodes", "benches", "rehearsals"
 _PROGRESS_EVERY = 100  # packages
 _ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "-trimpath -buildvcs=false", "GOTOOLCHAIN": "auto"}
+_REMOVABLE = " -modcacherw"  # or the modules' folder could not be removed
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,18 @@ class Module:
         return all((self.out / program).exists() for program in self.programs)
 
 
-def go_environment() -> dict[str, str]:
-    """Return the environment of every Go command: no cgo, no machine paths in programs."""
-    return {**os.environ, **_ENVIRONMENT}
+@contextlib.contextmanager
+def _go() -> Iterator[dict[str, str]]:
+    """Lend the environment of Go commands: no cgo, no machine paths in programs, caches that go.
+
+    Sources and objects are gigabytes. What a killed build left is taken up by the next one; whoever
+    sets GOCACHE or GOMODCACHE keeps theirs.
+    """
+    folder = cache_dir() / "go"
+    own = {"GOCACHE": str(folder / "build"), "GOMODCACHE": str(folder / "modules")}
+    flags = _ENVIRONMENT["GOFLAGS"] + _REMOVABLE  # which change no program: they are in no key
+    yield {**own, **os.environ, **_ENVIRONMENT, "GOFLAGS": flags}
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def modules(purpose: str = _NODES) -> list[Module]:
@@ -144,14 +155,16 @@ def _ensure(wanted: list[Module], progress: Callable[[str], None]) -> bool:
     programs = sum(len(module.programs) for module in todo)
     progress(f"building {programs} programs of {len(todo)} Go modules (once; then cached)")
     cache_dir().mkdir(parents=True, exist_ok=True)
-    with alone(cache_dir() / "programs.lock"):
+    with alone(cache_dir() / "programs.lock"), _go() as environment:
         for module in todo:
             if not module.built:
-                _build_module(module, progress)
+                _build_module(module, environment, progress)
     return True
 
 
-def _build_module(module: Module, progress: Callable[[str], None]) -> None:
+def _build_module(
+    module: Module, environment: dict[str, str], progress: Callable[[str], None]
+) -> None:
     temporary = module.out.with_name(f".{module.out.name}.{os.getpid()}")
     temporary.mkdir(parents=True)
     flags = " ".join(["-s -w", *(f"-X {name}={value}" for name, value in module.stamp.items())])
@@ -160,7 +173,7 @@ def _build_module(module: Module, progress: Callable[[str], None]) -> None:
             target = temporary / program
             argv = ["go", "build", "-v", "-ldflags", flags, "-o", str(target), package]
             progress(f"{program} {module.version}: compiling")
-            for count in _compile(argv, PROJECT / "tools" / module.folder, program):
+            for count in _compile(argv, PROJECT / "tools" / module.folder, environment):
                 progress(f"{program} {module.version}: {count} packages compiled")
             says = reported_version(module, program, temporary)
             if module.version.removeprefix("v") not in says:
@@ -177,11 +190,11 @@ def _build_module(module: Module, progress: Callable[[str], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _compile(argv: list[str], folder: Path, program: str) -> Iterator[int]:
+def _compile(argv: list[str], folder: Path, environment: dict[str, str]) -> Iterator[int]:
     """Run `go build -v`, giving the number of compiled packages from time to time."""
     try:
         process = subprocess.Popen(
-            argv, cwd=folder, env=go_environment(), stderr=subprocess.PIPE, text=True
+            argv, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
         )
     except FileNotFoundError as missing:
         raise FleetfootError(
@@ -195,7 +208,7 @@ def _compile(argv: list[str], folder: Path, program: str) -> Iterator[int]:
                 yield count
     if process.returncode:
         raise FleetfootError(
-            f"building {program} failed: {''.join(lines[-20:]).strip()}",
+            f"building {argv[-1]} failed: {''.join(lines[-20:]).strip()}",
             "the node software is incomplete",
             "mend the cause (disk full? registry unreachable?) and run the command again",
         )

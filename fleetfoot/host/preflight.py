@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -13,8 +14,10 @@ __all__ = ["Check", "checks", "report"]
 
 MIN_PYTHON = (3, 11)
 MIN_MEMORY_GIB = 8
+#: All that one environment and the builds for it take, and what must be free for it to go on.
 MIN_DISK_GIB = 20
-MIN_DISK_CACHED_GIB = 5
+MIN_FREE_GIB = 3
+_BLOCK = 512  # of st_blocks (stat(2))
 SUPPORTED = {"debian": {"12", "13"}}
 
 
@@ -143,21 +146,33 @@ def _memory() -> Check:
 
 
 def _disk(project: Path, cache: Path) -> list[Check]:
+    held = (size_of(cache) + size_of(project / ".fleetfoot")) / 1024**3
+    need = max(MIN_DISK_GIB - held, MIN_FREE_GIB)
     found = []
     for what, path in (("checkout", project), ("cache folder", cache)):
         there = next(p for p in (path, *path.parents) if p.exists())
         free = shutil.disk_usage(there).free / 1024**3
-        cached = (cache / "programs").exists() and (cache / "images").exists()
-        need = MIN_DISK_CACHED_GIB if cached else MIN_DISK_GIB
         found.append(
             Check(
-                f"{free:.0f} GiB free for the {what} (at least {need})",
+                f"{free:.0f} GiB free for the {what} (at least {need:.0f},"
+                f" beside the {held:.0f} that Fleetfoot has)",
                 free >= need,
                 f"free some space on the file system of {there},"
                 " or set FLEETFOOT_CACHE to a folder elsewhere",
             )
         )
     return found
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes that a folder takes on disk; 0 where there is none."""
+    seen: dict[tuple[int, int], int] = {}
+    for path, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):  # others go on while we look
+                found = os.lstat(f"{path}/{name}")
+                seen[found.st_dev, found.st_ino] = found.st_blocks * _BLOCK
+    return sum(seen.values())
 
 
 def _apt() -> Check:

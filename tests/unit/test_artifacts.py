@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from fleetfoot import artifacts
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from fleetfoot.errors import FleetfootError
 
 PROGRAMS = [(module, program) for module in artifacts.modules() for program in module.programs]
 
@@ -70,3 +68,28 @@ def test_an_earlier_version_stands_in_for_the_current_one(
     assert (folder / "kubelet").read_text() == versions["kubelet"]
     assert versions["etcd"] == (artifacts.directory() / "etcd").read_text()
     assert folder != artifacts.directory()
+
+
+def test_gos_caches_go_when_the_programs_are_built_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEETFOOT_CACHE", str(tmp_path))
+    for name in ("GOCACHE", "GOMODCACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def build(_: artifacts.Module, environment: dict[str, str], __: object) -> None:
+        for name in ("GOCACHE", "GOMODCACHE"):
+            folder = Path(environment[name])
+            assert folder.is_relative_to(tmp_path)
+            folder.mkdir(parents=True, exist_ok=True)
+        if fails:
+            raise FleetfootError("no", "no")
+
+    monkeypatch.setattr(artifacts, "_build_module", build)
+    fails = True
+    with pytest.raises(FleetfootError):
+        artifacts.build(print)
+    assert (tmp_path / "go").exists()
+    fails = False
+    artifacts.build(print)
+    assert not (tmp_path / "go").exists()
