@@ -27,6 +27,9 @@ __all__ = ["Qemu"]
 
 # Nothing that neither image needs: each device left out is one less to probe.
 _MACHINE = "q35,usb=off,smbus=off,sata=off,vmport=off,hpet=off,i8042=off"
+# Emulated `rep movsb` moves byte by byte, and kernels use it where a processor says it is fast.
+# Without it they copy twice as fast (100 MB to a tmpfs and back: 0.5 s instead of 1.2 s).
+_EMULATED = ["-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off"]
 # A guest that breaks out of its hypervisor starts no programs and changes no limits.
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _SEED = "seed.iso"
@@ -95,7 +98,7 @@ class Qemu:
         tcg = accelerator(kernel or Path(image.path).with_name(BESIDE_DISK)) == "tcg"
         argv = ["qemu-system-x86_64", "-name", spec.name, "-nodefaults", "-no-user-config"]
         argv += ["-machine", _MACHINE, "-sandbox", _SANDBOX]
-        argv += ["-accel", "tcg,thread=multi" if tcg else "kvm", "-cpu", "max" if tcg else "host"]
+        argv += _EMULATED if tcg else ["-accel", "kvm", "-cpu", "host"]
         argv += ["-smp", str(math.ceil(spec.cpus)), "-m", str(spec.memory)]
         argv += ["-display", "none", "-device", "virtio-rng-pci"]
         argv += ["-chardev", f"file,id=console,path={place.folder / 'console.log'},append=on"]
