@@ -251,6 +251,7 @@ def test_a_killed_worker_is_seen_and_replaced(environment: Stack) -> None:
     eventually(lambda: answers(environment))
 
 
+@pytest.mark.long  # with the boot of an emulated machine
 def test_a_worker_whose_kernel_panics_comes_back(environment: Stack) -> None:
     before, booted = started(environment), environment.boot("worker-2")
     assert booted

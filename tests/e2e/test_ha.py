@@ -291,6 +291,7 @@ def test_an_apiserver_more_and_less_is_one_change(ha: Stack) -> None:
     assert {m.spec.name: m.started for m in Fleet.of_stack(ha.name).all()} == started
 
 
+@pytest.mark.long
 def test_a_dead_machine_is_replaced_without_its_data(ha: Stack) -> None:
     fleet = Fleet.of_stack(ha.name)
     with counting(ha) as online:
