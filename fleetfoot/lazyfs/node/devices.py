@@ -204,10 +204,14 @@ class Devices:
 
     def _follow(self) -> None:
         """Have layers read from their files as the server of sectors says; does not return."""
-        self._resume()
+        do = self._resume
         while True:
+            try:
+                do()
+            except Exception as error:  # reads go on by the network
+                self._log(f"what can be read from files: {type(error).__name__}: {error}")
             time.sleep(_LOOK)
-            self._look()
+            do = self._look
 
     def _resume(self) -> None:
         """Take up what an earlier process has left: devices, and changes that it had begun."""
@@ -252,7 +256,7 @@ class Devices:
                         self._seen.pop(name, None)
                     elif name in self._seen:
                         self._seen[name] = seen
-        except (OSError, FleetfootError) as error:
+        except Exception as error:
             with self._lock:
                 _, before = self._refused.get(name, (0.0, _LATER / 2))
                 pause = min(before * 2, _LATEST)
@@ -281,7 +285,7 @@ class Devices:
             here = [range(table.block_count)] if is_complete else ahead
             if (wanted := _divided(table, here, device, loop)) != live:
                 mapper.change(name, wanted, _HELD)
-                self._log(f"{name}: {_part(wanted, loop):.0%} of it are read from its file")
+                self._log(f"{name}: {_part(wanted, loop):.0%} of it is read from its file")
         mapper.set_read_ahead(number, _READ_AHEAD[_FILES if is_complete else _BOTH])
         if is_complete and not _detached(name):
             raise OSError(errno.EBUSY, "somebody has its network block device open")
