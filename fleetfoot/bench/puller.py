@@ -66,8 +66,11 @@ systemctl stop containerd-in-use containerd-sandbox containerd fleetfoot-lazy.so
 sed -n 's|^[^ ]* \\(/var/lib/fleetfoot-lazy/[^ ]*\\) .*|\\1|p' /proc/mounts |
   xargs --no-run-if-empty umount
 PYTHONPATH=/usr/local/lib/fleetfoot/lazy python3 -c '
-import glob
-from fleetfoot.lazyfs.node import nbd
+import glob, time
+from fleetfoot.lazyfs.node import mapper, nbd
+for name in mapper.found():
+    while not mapper.remove(name):
+        time.sleep(0.1)
 for path in glob.glob("/sys/block/nbd*/backend"):
     nbd.disconnect(int(path.split("/")[3].removeprefix("nbd")))
 '

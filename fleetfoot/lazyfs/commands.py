@@ -19,7 +19,7 @@ from fleetfoot.lazyfs import nodes, trace
 from fleetfoot.lazyfs.artifact import Descriptor, layers_of
 from fleetfoot.lazyfs.building import converted, converter
 from fleetfoot.lazyfs.compare import differences
-from fleetfoot.lazyfs.convert import attach, attach_traced, manifest_of, unpack
+from fleetfoot.lazyfs.convert import attach, attach_traced, forget_trace, manifest_of, unpack
 from fleetfoot.lazyfs.distribution import Access, Reference, Repository
 from fleetfoot.lazyfs.picture import LayerRead, draw, strip
 from fleetfoot.lazyfs.stores import Layout, Remote, artifact_of
@@ -200,20 +200,29 @@ def lazy_diff(
 @lazy.command("trace")
 def lazy_trace(
     image: Image,
-    node: StartedOn,
+    node: StartedOn = "",
     platform: Platform = "linux/amd64",
     stack: Stack = "local",
     authfile: AuthFile = None,
     *,
     authority: Authority = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Remove what was recorded, instead of recording.")
+    ] = False,
 ) -> None:
     """Record what a start reads, so that nodes fetch it ahead, in that order.
 
     Takes what containers of the image read on the node so far, since it was first mounted there;
     so ask soon after a start. It replaces what was recorded before.
     """
+    if bool(node) == forget:
+        raise typer.BadParameter("say either --node or --forget")
     store, wanted = _store(image, stack, authfile, authority)
     _, found = _lazy_form(store, wanted, platform)
+    if forget:
+        told = "forgotten" if forget_trace(store, found) else "there is none"
+        err.print(f"trace of {image}: {told}", highlight=False, soft_wrap=True)
+        return
     read = nodes.touched(stack, node, [each.name for each in found.layers])
     recorded = trace.dump(read)
     if not trace.parse(recorded):

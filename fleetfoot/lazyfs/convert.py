@@ -40,6 +40,7 @@ __all__ = [
     "attach",
     "attach_traced",
     "convert",
+    "forget_trace",
     "manifest_of",
     "unpack",
     "versions",
@@ -438,4 +439,23 @@ def attach_traced(store: Store, found: Artifact, recorded: bytes) -> bool:
         file = Path(folder) / "trace.json"
         file.write_bytes(recorded)
         store.attach(traced, {traced.trace.digest: file})
+    return True
+
+
+def forget_trace(store: Store, found: Artifact) -> bool:
+    """Keep the lazy form of an image without its trace; return whether it had one.
+
+    Raises:
+        FleetfootError: The store keeps the one with the trace, too, and it is still found.
+    """
+    if found.trace is None:
+        return False
+    store.attach(replace(found, trace=None), {})
+    left = artifact_of(store, found.subject.digest)
+    if left and left.trace:
+        raise FleetfootError(
+            f"{store} does not remove the lazy form that has the trace",
+            "nodes go on fetching ahead by it",
+            f"have it removed there: {left.descriptor.digest}",
+        )
     return True

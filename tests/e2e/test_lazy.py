@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,12 +18,13 @@ from tests.e2e.stacks import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.e2e.stacks import Stack
 
 pytestmark = pytest.mark.e2e
 
-NODE = "worker-1"
+NODE, RECORDING = "worker-1", "worker-2"
 PIECE = 1 << 20
 PIECES = 24
 #: Of the image's file: what `read` has not asked for is not on the node, for nothing completes it.
@@ -30,6 +32,32 @@ READ = (
     "import sys, hashlib; f = open('/piece', 'rb'); f.seek({start});"
     " print(hashlib.sha256(f.read({count})).hexdigest())"
 )
+#: The same, past what the kernel has of the file already.
+READ_COLD = READ.replace(
+    "f.seek", "import os; os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED); f.seek"
+)
+#: All of it again and again, until there is a file `/stop`.
+READ_ON = """
+import hashlib, os, sys
+rounds = 0
+with open("/piece", "rb") as f:
+    while not os.path.exists("/stop"):
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        f.seek(0)
+        assert hashlib.sha256(f.read()).hexdigest() == sys.argv[1], f"wrong in round {rounds}"
+        rounds += 1
+        print("round", rounds, flush=True)
+"""
+#: What a layer is read from, and which blocks its trace names.
+TABLE = """
+PYTHONPATH=/usr/local/lib/fleetfoot/lazy python3 -c '
+import dataclasses, json
+from pathlib import Path
+from fleetfoot.lazyfs.node import mapper
+table = [dataclasses.asdict(each) for each in mapper.table("LAYER")]
+trace = json.loads(Path("/var/lib/fleetfoot-lazy/layers/LAYER/trace.json").read_text())
+print(json.dumps([table, trace]))'
+"""
 #: Of its layers alone: what others run is mounted lazily, too.
 DAMAGE = """
 cd /var/lib/fleetfoot-lazy/layers
@@ -69,16 +97,20 @@ class Reader:
         image: Its reference.
         content: What its file `/piece` has.
         layers: Digests of its layers.
+        pod: Name of the pod that reads.
     """
 
-    def __init__(self, stack: Stack, image: str, content: bytes, layers: list[str]) -> None:
+    def __init__(
+        self, stack: Stack, image: str, content: bytes, layers: list[str], pod: str
+    ) -> None:
         self.stack, self.image, self.content, self.layers = stack, image, content, layers
+        self.pod = pod
         self._next = 0
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, node: str = NODE) -> None:
         """Run a pod of it."""
         container = {"name": "reader", "image": self.image, "command": ["sleep", "infinity"]}
-        spec = {"nodeName": NODE, "containers": [container], "terminationGracePeriodSeconds": 0}
+        spec = {"nodeName": node, "containers": [container], "terminationGracePeriodSeconds": 0}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
         file = self.stack.paths.root / f"{name}.yml"
         file.write_text(yaml.safe_dump(pod))
@@ -90,10 +122,22 @@ class Reader:
         start, self._next = self._next, self._next + pieces
         assert self._next <= PIECES
         script = READ.format(start=start * PIECE, count=pieces * PIECE)
-        argv = ("kubectl", "--", "exec", "reader", "--", "python3", "-c", script)
-        read = self.stack.start("fleetfoot", *argv)
-        wanted = self.content[start * PIECE : (start + pieces) * PIECE]
-        return read, hashlib.sha256(wanted).hexdigest()
+        read = self.stack.start("fleetfoot", *self.python(script))
+        return read, self.digest(start, pieces)
+
+    def python(self, script: str, *arguments: str) -> tuple[str, ...]:
+        """Return what runs a script of Python in its container."""
+        return ("kubectl", "--", "exec", self.pod, "--", "python3", "-c", script, *arguments)
+
+    def digest(self, start: int = 0, pieces: int = PIECES) -> str:
+        """Return the digest of pieces of its file."""
+        return hashlib.sha256(self.content[start * PIECE : (start + pieces) * PIECE]).hexdigest()
+
+    def reads_cold(self, start: int, pieces: int) -> None:
+        """Read pieces of its file that the kernel may have in memory already, from the device."""
+        script = READ_COLD.format(start=start * PIECE, count=pieces * PIECE)
+        said = self.stack.fleetfoot(*self.python(script), timeout=120).stdout
+        assert self.digest(start, pieces) in said, said
 
     def goes_on_elsewhere(self) -> None:
         """Read next what was not read ahead, either."""
@@ -113,14 +157,17 @@ class Reader:
     def everything(self) -> str:
         """Return what a container of it takes its file's digest to be."""
         script = READ.format(start=0, count=PIECES * PIECE)
-        argv = ("kubectl", "--", "exec", "reader", "--", "python3", "-c", script)
-        return str(self.stack.fleetfoot(*argv, check=False).stdout)
+        return str(self.stack.fleetfoot(*self.python(script), check=False).stdout)
 
     def image_shown(self) -> dict[str, Any]:
         """Return what is said of it by `fleetfoot lazy status`."""
         said = self.stack.fleetfoot("lazy", "status", "--node", NODE, "--json").stdout
         images = {image["reference"]: image for image in json.loads(said)[NODE]["images"]}
         return dict(images[self.image])
+
+    def ways(self) -> set[str]:
+        """Return how its layers are read, by `fleetfoot lazy status`."""
+        return {layer["way"] for layer in self.image_shown()["layers"]}
 
     def reads(self, pieces: int = 1) -> None:
         """Read what was never read."""
@@ -143,10 +190,9 @@ def run(stack: Stack, *argv: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def reader(environment: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """A pod of a lazy image, of which the node fetches only what is read."""
-    folder, content = tmp_path_factory.mktemp("image"), os.urandom(PIECES * PIECE)
+def made_lazy(environment: Stack, folder: Path, name: str) -> Reader:
+    """Make a lazy image with a file of its own; no pod of it runs yet."""
+    content = os.urandom(PIECES * PIECE)
     host, _, sample = sample_image(environment).partition("/")
     outside = f"docker://{environment.machine('control-1')['address']}:5000"
     layout, tree = folder / "layout", folder / "tree"
@@ -154,13 +200,19 @@ def reader(environment: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iter
     run(environment, "umoci", "raw", "unpack", "--image", f"{layout}:sample", str(tree))
     (tree / "piece").write_bytes(content)
     # A layer of its own: the node has those of the sample unpacked.
-    run(environment, "umoci", "new", "--image", f"{layout}:reader")
-    run(environment, "umoci", "insert", "--image", f"{layout}:reader", str(tree), "/")
-    run(environment, "skopeo", "copy", f"oci:{layout}:reader", f"{outside}/reader:1")
-    layers = json.loads(run(environment, "skopeo", "inspect", f"oci:{layout}:reader"))["Layers"]
-    image = f"{host}/reader:1"
+    run(environment, "umoci", "new", "--image", f"{layout}:{name}")
+    run(environment, "umoci", "insert", "--image", f"{layout}:{name}", str(tree), "/")
+    run(environment, "skopeo", "copy", f"oci:{layout}:{name}", f"{outside}/{name}:1")
+    layers = json.loads(run(environment, "skopeo", "inspect", f"oci:{layout}:{name}"))["Layers"]
+    image = f"{host}/{name}:1"
     environment.fleetfoot("lazy", "convert", image)
-    made = Reader(environment, image, content, layers)
+    return Reader(environment, image, content, layers, name)
+
+
+@pytest.fixture(scope="module")
+def reader(environment: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """A pod of a lazy image, of which the node fetches only what is read."""
+    made = made_lazy(environment, tmp_path_factory.mktemp("image"), "reader")
     environment.ssh(NODE, f"cp {UNIT} {SAVED}")
     made.settings(rate=0)
     try:
@@ -253,7 +305,7 @@ def test_status_and_trace_say_what_was_read(reader: Reader) -> None:
     stack = reader.stack
     shown = reader.image_shown()
     assert 0 < shown["present"] <= shown["bytes"]
-    assert {layer["way"] for layer in shown["layers"]} == {"nbd"}
+    assert reader.ways() == {"nbd"}
     assert NODE in stack.fleetfoot("lazy", "status").stdout
     touched = stack.fleetfoot("lazy", "touched", reader.image, "--node", NODE, "--json").stdout
     (layer,) = json.loads(touched)
@@ -261,6 +313,96 @@ def test_status_and_trace_say_what_was_read(reader: Reader) -> None:
     assert PIECES * PIECE <= len(layer["touched"]) * BLOCK < layer["blocks"] * BLOCK
     assert "recorded" in stack.fleetfoot("lazy", "trace", reader.image, "--node", NODE).stdout
     assert "attached already" in stack.fleetfoot("lazy", "convert", reader.image).stdout
+
+
+def read_from_file(reader: Reader, layer: str) -> tuple[set[int], set[int], str]:
+    """Return blocks that the node reads from a layer's file, those of its trace, and the device."""
+    table, trace = json.loads(reader.stack.ssh(NODE, TABLE.replace("LAYER", layer)))
+    here, per_block = [each for each in table if each["device"].startswith("7:")], BLOCK // 512
+    assert len({each["device"] for each in here}) <= 1, table
+    blocks: set[int] = set()
+    for each in here:
+        behind = each["first"] + each["count"]
+        blocks |= set(range(each["first"] // per_block, -(-behind // per_block)))
+    named = {block for first, behind in trace for block in range(first, behind)}
+    return blocks, named, here[0]["device"].replace("7:", "loop") if here else ""
+
+
+def test_what_a_trace_brought_is_read_from_the_file_beside_the_rest(
+    reader: Reader, tmp_path: Path
+) -> None:
+    stack = reader.stack
+    traced = made_lazy(stack, tmp_path, "traced")
+    try:
+        traced.start("traced", RECORDING)
+        traced.reads(4)
+        stack.fleetfoot("lazy", "trace", traced.image, "--node", RECORDING)
+        stack.kubectl("delete", "pod", "traced", "--now")
+        traced.start("traced")
+        eventually(lambda: traced.ways() == {"both"}, timeout=180, pause=2)
+        (layer,) = (each["layer"] for each in traced.image_shown()["layers"])
+
+        def is_all_there() -> bool:
+            blocks, named, _ = read_from_file(traced, layer)
+            return blocks == named
+
+        eventually(is_all_there, pause=2)
+        _, named, device = read_from_file(traced, layer)
+        assert len(named) * BLOCK >= 4 * PIECE
+        # Python itself is in memory from now on: who has no server starts it all the same.
+        traced.reads_cold(0, 4)
+
+        def sectors_read() -> int:
+            return int(stack.ssh(NODE, f"cat /sys/block/{device}/stat").split()[2])
+
+        before = sectors_read()
+        stack.ssh(NODE, "systemctl stop fleetfoot-lazy-sectors")
+        try:
+            traced.reads_cold(0, 4)
+            assert (sectors_read() - before) * 512 >= 4 * PIECE
+            # What no trace named waits for the server, as ever.
+            traced.goes_on_elsewhere()
+            read, wanted = traced.starts_reading()
+            time.sleep(5)
+            assert read.poll() is None
+        finally:
+            stack.ssh(NODE, "systemctl start fleetfoot-lazy-sectors")
+        said, _ = read.communicate(timeout=120)
+        assert wanted in said, said
+        assert traced.ways() == {"both"}
+        for told in ("forgotten", "there is none"):
+            assert told in stack.fleetfoot("lazy", "trace", traced.image, "--forget").stdout
+    finally:
+        stack.kubectl("delete", "pod", "traced", "--ignore-not-found", "--now")
+
+
+def test_a_mount_turns_to_its_file_beneath_who_reads_it(reader: Reader) -> None:
+    stack, layers = reader.stack, {each["layer"] for each in reader.image_shown()["layers"]}
+    attached = "cat /sys/block/nbd*/backend 2> /dev/null || :"
+    assert all(layer in stack.ssh(NODE, attached) for layer in layers)
+    read = stack.start("fleetfoot", *reader.python(READ_ON, reader.digest()))
+    try:
+        assert read.stdout
+        assert "round" in read.stdout.readline()
+        reader.settings(rate=1 << 30)
+        eventually(lambda: reader.ways() == {"file"}, timeout=300, pause=2)
+        for _ in range(3):
+            assert "round" in read.stdout.readline()
+    finally:
+        stack.fleetfoot(*reader.python("open('/stop', 'w')"), check=False)
+        said, _ = read.communicate(timeout=120)
+        reader.settings(rate=0)
+    assert read.returncode == 0, said
+    eventually(lambda: not any(layer in stack.ssh(NODE, attached) for layer in layers))
+    # No daemon is in the path any more, nor needed by a snapshotter that is started anew.
+    stack.ssh(NODE, "systemctl stop fleetfoot-lazy-sectors")
+    try:
+        reader.reads_cold(0, PIECES)
+    finally:
+        stack.ssh(NODE, "systemctl start fleetfoot-lazy-sectors")
+    killed(stack, "fleetfoot-lazy")
+    reader.reads_cold(0, PIECES)
+    eventually(lambda: reader.ways() == {"file"}, pause=2)
 
 
 @pytest.mark.long  # with the boot of an emulated machine

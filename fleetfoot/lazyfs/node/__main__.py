@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from grpclib.server import Server
 
-from fleetfoot.lazyfs.node import registries
+from fleetfoot.lazyfs.node import mapper, registries
 from fleetfoot.lazyfs.node.devices import Devices
 from fleetfoot.lazyfs.node.images import Images
 from fleetfoot.lazyfs.node.report import Reporter
@@ -41,12 +41,13 @@ def main() -> NoReturn:
     os.umask(0o077)
     options.root.mkdir(parents=True, exist_ok=True, mode=0o700)
     options.run.mkdir(parents=True, exist_ok=True, mode=0o700)
-    devices = Devices(options.server, dead_timeout=options.dead_timeout, log=_log)
+    devices = Devices(options.root, options.server, dead_timeout=options.dead_timeout, log=_log)
     snapshots = Snapshots(options.root, volatile=options.volatile)
     images = Images(options.root, options.certs, devices.attach, _log)
     calls = ThreadPoolExecutor(_CALLS_AT_ONCE)
     service = Service(options.root, snapshots, images, devices, _log, calls=calls)
     reporter = Reporter(options.run, snapshots, devices, _log)
+    signal.signal(mapper.INTERRUPT, lambda *_: None)  # it has to come, no more
     registries.warm(options.certs)
     # What a call needs is mounted with it; the rest must not keep other images waiting.
     for work in (lambda: _watched(devices), service.restore, reporter.work):

@@ -16,7 +16,7 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.distribution import AbsentError, UnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from fleetfoot.lazyfs.node.store import Cache
     from fleetfoot.lazyfs.table import Table
@@ -58,7 +58,7 @@ class _Flight:
 
     def __init__(self) -> None:
         self.done = threading.Event()
-        self.blocks: dict[int, bytes] = {}
+        self.blocks: dict[int, memoryview] = {}
 
 
 class Layer:
@@ -88,11 +88,18 @@ class Layer:
         self._digest = f"sha256:{table.image.hex()}"
         self._lock = threading.Lock()
         self._flights: dict[int, _Flight] = {}
+        self._reading: dict[int, float] = {}  # since when, by thread
         self._end = -1  # where the last read ended
         self._first, self._first_of = 0, 0  # all blocks below it are here, in that generation
         self.read_at = time.monotonic()
         self.touched: list[int] = []
         self._seen = bytearray(-(-table.block_count // 8))
+
+    @property
+    def waits(self) -> float:
+        """Seconds for which a read has been waiting, the longest one of them; 0 without any."""
+        since = min(list(self._reading.values()), default=None)
+        return 0.0 if since is None else time.monotonic() - since
 
     def read(self, offset: int, count: int) -> bytes:
         """Return bytes of the layer.
@@ -100,8 +107,16 @@ class Layer:
         Raises:
             OSError: Its registry was away for longer than the deadline, or has something else.
         """
+        reader = threading.get_ident()
+        self._reading[reader] = time.monotonic()
+        try:
+            return self._read(offset, count)
+        finally:
+            del self._reading[reader]
+
+    def _read(self, offset: int, count: int) -> bytes:
         blocks = self.table.blocks_of(offset, count)
-        self._note(blocks)
+        self.note(blocks)
         sequential = offset == self._end
         self._end, self.read_at = offset + count, time.monotonic()
         here = sum(self._here(block) for block in blocks)
@@ -123,10 +138,10 @@ class Layer:
             if len(got) == len(blocks) or generation == self.cache.generation:
                 return data
 
-    def _joined(self, blocks: range, got: dict[int, bytes], offset: int, count: int) -> bytes:
+    def _joined(self, blocks: range, got: dict[int, memoryview], offset: int, count: int) -> bytes:
         if not got:
             return self.cache.read(offset, count)
-        size, pieces = self.table.block, []
+        size, pieces = self.table.block, list[bytes | memoryview]()
         for block in blocks:
             start = max(offset - block * size, 0)
             end = min(offset + count - block * size, self.table.block_size(block))
@@ -136,7 +151,7 @@ class Layer:
                 pieces.append(self.cache.read(block * size + start, end - start))
         return b"".join(pieces)
 
-    def fetch(self, blocks: range, *, along: range = range(0)) -> dict[int, bytes]:
+    def fetch(self, blocks: range, *, along: range = range(0)) -> dict[int, memoryview]:
         """Make blocks present; return those that came now.
 
         Args:
@@ -151,7 +166,7 @@ class Layer:
         wanted = range(along.start, min(along.stop, self.table.block_count)) if along else blocks
         missing = [block for block in wanted if not self._here(block)]
         mine, others = self._divided(missing)
-        got: dict[int, bytes] = {}
+        got: dict[int, memoryview] = {}
         try:
             for flight, run in mine:
                 # What lies apart would be a request of its own, which the read would wait for.
@@ -222,10 +237,10 @@ class Layer:
                     del self._flights[block]
         flight.done.set()
 
-    def _run(self, run: range, deadline: float) -> dict[int, bytes]:
+    def _run(self, run: range, deadline: float) -> dict[int, memoryview]:
         size = self.table.block
         offset, count = run.start * size, sum(self.table.block_size(block) for block in run)
-        data = self._fetched(run, offset, count, deadline)
+        data = memoryview(self._fetched(run, offset, count, deadline))  # its parts are no copies
         if not self.cache.write(run.start, data):
             self.counts.add("uncached", len(run))
         pieces = (data[start : start + size] for start in range(0, count, size))
@@ -277,8 +292,8 @@ class Layer:
         self._log(f"a read fails: {why}")
         return OSError(errno.EIO, why)
 
-    def _note(self, blocks: range) -> None:
-        """Remember which blocks were read, in the order of their first reads."""
+    def note(self, blocks: Iterable[int]) -> None:
+        """Remember that blocks were read; `touched` has them in the order of their first reads."""
         for block in blocks:
             bit = 1 << (block & 7)
             if not self._seen[block >> 3] & bit:

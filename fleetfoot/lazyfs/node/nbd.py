@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Deaths", "Export", "attach", "connect", "disconnect", "reattach"]
+__all__ = ["Deaths", "Export", "attach", "connect", "detach", "disconnect", "reattach"]
 
 _GENERIC, _CONTROL_ID = 16, 16  # NETLINK_GENERIC, GENL_ID_CTRL
 _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 3, 1, 2
@@ -149,6 +149,26 @@ def disconnect(number: int) -> None:
         OSError: The kernel refuses.
     """
     _ask(_DISCONNECT, _number(_INDEX, number, "I"))
+
+
+def detach(number: int) -> bool:
+    """Take a device away; return False while something is mounted from it, or stands on it.
+
+    Raises:
+        OSError: The kernel refuses for another reason.
+    """
+    try:
+        # Whoever has it mounted, in whichever namespace, keeps others from having it alone.
+        alone = os.open(f"/dev/nbd{number}", os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        raise
+    try:
+        disconnect(number)
+    finally:
+        os.close(alone)
+    return True
 
 
 class Deaths:

@@ -64,7 +64,7 @@ def status(stats: dict[str, Any], snapshots: Snapshots, devices: Devices) -> dic
 
     Returns:
         `images`: for each, `reference`, `bytes`, `present` (bytes) and `layers`, the lowest first,
-        of `layer`, `way` (`nbd`, `file`, or nothing), `bytes`, `present`; `counts`: of the server.
+        of `layer`, `way` (`Devices.way`), `bytes`, `present`; `counts`: of the server.
     """
     known: dict[str, Any] = stats.get("layers", {})
     images: dict[str, list[dict[str, Any]]] = {}

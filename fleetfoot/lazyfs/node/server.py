@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.distribution import Access, Repository
-from fleetfoot.lazyfs.node import registries
+from fleetfoot.lazyfs.node import loops, registries
 from fleetfoot.lazyfs.node.layer import Counts, Layer
 from fleetfoot.lazyfs.node.mounts import mounted
 from fleetfoot.lazyfs.node.store import Cache, Folder, Place, keep
@@ -28,10 +28,31 @@ _PAUSE = 1.0  # seconds between two looks at what is to be done
 _AHEAD = 3  # requests at once that fetch ahead, for the whole node
 _PIECE = 16  # blocks that the background fetches at once: 1 MiB
 _QUIET = 5.0  # seconds without a block that somebody waited for, until the background goes on
-_STARVED = 30.0  # seconds after which it does a little in any case
+_STARVED = 300.0  # seconds after which it does a little in any case
+_FIRST_TOLD = 2.0  # seconds of fetching ahead until what came is told; then after twice as long ...
+_HELD = 5.0  # seconds of a read's waiting from which on nothing is told: see `_tell_ahead`
 _IDLE = 60.0  # seconds without a read until a layer may be evicted
 _REST = 60.0  # seconds that a layer is left alone which could not be completed
 _TIMEOUT = 10.0  # seconds without a byte until a registry is asked again
+
+
+@dataclass
+class _Ahead:
+    """What is fetched ahead of a layer.
+
+    Attributes:
+        runs: Blocks of its trace, in the order in which a start reads them.
+        todo: Those that nobody has begun with.
+        threads: How many fetch them still.
+        begun: When they began.
+        told_after: Seconds from then on until what came is told next.
+    """
+
+    runs: list[range]
+    todo: Iterator[range]
+    threads: int = _AHEAD
+    begun: float = field(default_factory=time.monotonic)
+    told_after: float = _FIRST_TOLD
 
 
 @dataclass
@@ -63,6 +84,7 @@ class Server:
     _repositories: dict[Place, tuple[object, Repository]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ahead: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_AHEAD))
+    _aheads: dict[str, _Ahead] = field(default_factory=dict)
     _resting: dict[str, float] = field(default_factory=dict)
     _told: dict[str, int] = field(default_factory=dict)
     _misses: float = 0
@@ -90,9 +112,12 @@ class Server:
                 deadline=self.deadline,
                 log=_log,
             )
-            todo = iter(folder.trace())
-        for _ in range(_AHEAD):
-            threading.Thread(target=self._fetch_ahead, args=(layer, todo), daemon=True).start()
+            # Reads of these are not seen here.
+            layer.note(block for run in folder.ahead() for block in run)
+            if runs := _within(folder.trace(), table.block_count):
+                self._aheads[name] = ahead = _Ahead(runs, iter(runs))
+        for _ in range(_AHEAD if runs else 0):
+            threading.Thread(target=self._fetch_ahead, args=(layer, ahead), daemon=True).start()
         return layer
 
     def names(self) -> list[str]:
@@ -107,6 +132,7 @@ class Server:
             time.sleep(_PAUSE)
             try:
                 self._forget()
+                self._tell_ahead()
                 self._make_room()
                 self.report()
             except Exception as error:  # nothing may end what all reads rely on
@@ -141,6 +167,7 @@ class Server:
                 with self._lock:
                     if self._layers.get(name) is layer:
                         del self._layers[name]
+                        self._aheads.pop(name, None)
                 self._told.pop(name, None)
                 if self.stats:
                     self.stats.with_name(f"touched-{name}.json").unlink(missing_ok=True)
@@ -166,9 +193,9 @@ class Server:
                 return
             folder = Folder.of(self.root, name)
             with contextlib.suppress(FileNotFoundError), folder.alone():
-                # What is mounted from its file has nobody who would fetch it again.
-                if layer.cache.count and str(folder.data) not in mounted().values():
-                    folder.unmark_complete()
+                # What is read from its file has nobody who would fetch it again.
+                if layer.cache.count and not _is_read_past_us(folder):
+                    folder.unmark()
                     gone = layer.cache.evict()
                     self.counts.add("blocks_evicted", gone)
                     _log(f"{name} leaves the disk, which is full: {gone} blocks")
@@ -221,21 +248,56 @@ class Server:
             time.sleep(max(fetched / self.rate - (time.monotonic() - begun), 0))
         return True
 
-    def _fetch_ahead(self, layer: Layer, todo: Iterator[range]) -> None:
+    def _fetch_ahead(self, layer: Layer, ahead: _Ahead) -> None:
         """Fetch what a start is known to read; several threads share what is to be done."""
-        while True:
-            with self._lock:
-                run = next(todo, None)
-            if run is None:
-                return
-            known = range(run.start, min(run.stop, layer.table.block_count))
-            try:
+        try:
+            while True:
+                with self._lock:
+                    run = next(ahead.todo, None)
+                if run is None:
+                    return
                 with self._ahead:
-                    layer.fetch(known)
-                self.counts.add("blocks_ahead", len(known))
-            except OSError as error:
-                _log(f"fetching ahead: {error}")
+                    layer.fetch(run)
+                self.counts.add("blocks_ahead", len(run))
+        except OSError as error:
+            _log(f"fetching ahead: {error}")
+        finally:
+            with self._lock:
+                ahead.threads -= 1
+
+    def _tell_ahead(self) -> None:
+        """Say which blocks that were fetched ahead can be read from the file, now and then.
+
+        Whoever is told changes what the layer is read from, and for that waits until reads in
+        flight are answered, while other reads wait for the change. So it is told a few times only,
+        and not while one of them waits for its registry already.
+        """
+        now = time.monotonic()
+        for name, layer in self._known().items():
+            with self._lock:
+                ahead = self._aheads.get(name)
+            if ahead is None or layer.waits > _HELD:
+                continue
+            is_over = not ahead.threads
+            if not is_over and now < ahead.begun + ahead.told_after:
+                continue
+            while ahead.begun + ahead.told_after <= now:
+                ahead.told_after *= 2
+            self._tell_what_came(Folder.of(self.root, name), layer, ahead)
+            if is_over:
+                with self._lock:
+                    self._aheads.pop(name, None)
+
+    def _tell_what_came(self, folder: Folder, layer: Layer, ahead: _Ahead) -> None:
+        generation = layer.cache.generation
+        came = [block for run in ahead.runs for block in run if layer.cache.has(block)]
+        with contextlib.suppress(FileNotFoundError), folder.alone():
+            told = {block for run in folder.ahead() for block in run}
+            if folder.is_complete or told.issuperset(came):
                 return
+            if layer.cache.generation == generation and layer.cache.is_current:
+                folder.set_ahead(_joined(told.union(came)))
+                layer.note(came)  # a trace that is recorded anew must not lose them
 
     def _origins(self, folder: Folder) -> list[Repository]:
         found = []
@@ -257,6 +319,28 @@ class Server:
             with self._lock:
                 self._repositories[place] = (stamp, repository)
         return repository
+
+
+def _is_read_past_us(folder: Folder) -> bool:
+    """Whether the kernel reads a layer's file itself: as a file system, or parts of it."""
+    return str(folder.data) in mounted().values() or loops.reads(folder.data)
+
+
+def _within(runs: list[range], count: int) -> list[range]:
+    """Return what of runs is within so many blocks: traces come from elsewhere."""
+    known = (range(run.start, min(run.stop, count)) for run in runs)
+    return [run for run in known if run]
+
+
+def _joined(blocks: set[int]) -> list[range]:
+    """Return blocks as runs, ascending."""
+    runs: list[range] = []
+    for block in sorted(blocks):
+        if runs and runs[-1].stop == block:
+            runs[-1] = range(runs[-1].start, block + 1)
+        else:
+            runs.append(range(block, block + 1))
+    return runs
 
 
 def _is_fuller(folder: Path, part: float) -> bool:

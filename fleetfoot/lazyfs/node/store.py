@@ -9,7 +9,9 @@
 - `present`: a bit for each block that `data` has;
 - `complete`: all of `data` was verified; the boot in which, for a machine that lost its power may
   have lost some of it;
-- `lock`: held by whoever mounts `data` for it is complete, or evicts it.
+- `ahead.json`: blocks of the trace that `data` has, verified, so they may be read past the server:
+  `{"boot": ..., "runs": [[first, behind the last], ...]}`, ascending; for this boot only, too;
+- `lock`: held by whoever has the kernel read `data` for what these two say, or evicts it.
 
 Layers with the same content are one folder. `data` is written before `present`, but not synced:
 what an earlier process left is verified again before it is believed.
@@ -148,7 +150,7 @@ class Folder:
         """Remember a sector image's table, and a repository that has it."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.data.exists():  # what was told of an earlier one
-            self.unmark_complete()
+            self.unmark()
         others = [each for each in self.places() if each != place]
         keep(self.path / "table", table)
         # The newest first: an older one may be gone, or its credential with it.
@@ -172,9 +174,39 @@ class Folder:
         """Remember that all of it is here."""
         keep(self.path / "complete", _BOOT.read_bytes())
 
-    def unmark_complete(self) -> None:
-        """Forget that."""
-        (self.path / "complete").unlink(missing_ok=True)
+    def set_ahead(self, runs: Sequence[range]) -> None:
+        """Remember blocks that are here and verified, and may be read past the server."""
+        listed = [[run.start, run.stop] for run in runs]
+        content = {"boot": _BOOT.read_text(), "runs": listed}
+        keep(self.path / "ahead.json", json.dumps(content).encode())
+
+    def ahead(self) -> list[range]:
+        """Return blocks that may be read past the server, ascending."""
+        try:
+            told = json.loads((self.path / "ahead.json").read_text())
+            return (
+                [range(*each) for each in told["runs"]] if told["boot"] == _BOOT.read_text() else []
+            )
+        except (OSError, ValueError, TypeError, KeyError):
+            return []
+
+    def unmark(self) -> None:
+        """Forget that any of it is here."""
+        for name in ("complete", "ahead.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    @property
+    def news(self) -> tuple[int, ...]:
+        """What is another whenever something new is said of what is here."""
+        seen: list[int] = []
+        for name in ("complete", "ahead.json"):
+            try:
+                found = (self.path / name).stat()
+            except OSError:
+                seen.append(0)
+            else:
+                seen += [found.st_ino, found.st_mtime_ns]
+        return tuple(seen)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -284,7 +316,7 @@ class Cache:
             raise OSError(errno.EIO, f"{count} bytes at {offset} are gone from the cache")
         return data
 
-    def write(self, first: int, data: bytes) -> bool:
+    def write(self, first: int, data: bytes | memoryview) -> bool:
         """Keep verified blocks; return False where the disk has no room for them.
 
         Args:

@@ -64,7 +64,7 @@ class Client:
 
 
 def service(root: Path, *, volatile: bool = False) -> Service:
-    devices = Devices(root / "none", dead_timeout=1, log=print)
+    devices = Devices(root, root / "none", dead_timeout=1, log=print)
     snapshots = Snapshots(root, volatile=volatile)
     images, calls = Images(root, root, lambda _: None, print), ThreadPoolExecutor(2)
     return Service(root, snapshots, images, devices, print, calls=calls)
@@ -329,7 +329,7 @@ class Stuck(Devices):
     """Devices whose mounts wait: those of a registry that has just gone away."""
 
     def __init__(self) -> None:
-        super().__init__(Path("none"), dead_timeout=1, log=print)
+        super().__init__(Path("none"), Path("none"), dead_timeout=1, log=print)
         self.entered, self.go = threading.Event(), threading.Event()
 
     def mount(self, folder: Folder, target: Path) -> None:

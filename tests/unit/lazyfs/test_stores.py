@@ -7,11 +7,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer.testing import CliRunner
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs import trace
 from fleetfoot.lazyfs.artifact import KIND, Artifact, Descriptor, LazyLayer
-from fleetfoot.lazyfs.convert import Converted, attach, attach_traced
+from fleetfoot.lazyfs.commands import lazy
+from fleetfoot.lazyfs.convert import Converted, attach, attach_traced, forget_trace
 from fleetfoot.lazyfs.distribution import INDEX, MANIFEST, AbsentError, Access, Repository
 from fleetfoot.lazyfs.stores import Layout, Remote, Store, artifact_of
 from fleetfoot.lazyfs.table import Table
@@ -33,6 +35,17 @@ IMAGE = json.dumps(
 SUBJECT = Descriptor.of(MANIFEST, IMAGE)
 
 
+def holding_image(folder: Path) -> Layout:
+    """Return an OCI layout with the image, as `v1`."""
+    (folder / "blobs/sha256").mkdir(parents=True)
+    (folder / "oci-layout").write_text("{}")
+    (folder / "blobs/sha256" / SUBJECT.digest[7:]).write_bytes(IMAGE)
+    named = {"annotations": {"org.opencontainers.image.ref.name": "v1"}}
+    index = {"schemaVersion": 2, "manifests": [{**SUBJECT.plain(), **named}]}
+    (folder / "index.json").write_text(json.dumps(index))
+    return Layout(folder)
+
+
 @pytest.fixture(params=["conforming", "referrers", "tags", "layout"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "conforming":
@@ -44,14 +57,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         yield Remote(made)
         return
     if request.param == "layout":
-        (folder := tmp_path / "layout").mkdir()
-        (folder / "oci-layout").write_text("{}")
-        (folder / "blobs/sha256").mkdir(parents=True)
-        (folder / "blobs/sha256" / SUBJECT.digest[7:]).write_bytes(IMAGE)
-        named = {"annotations": {"org.opencontainers.image.ref.name": "v1"}}
-        index = {"schemaVersion": 2, "manifests": [{**SUBJECT.plain(), **named}]}
-        (folder / "index.json").write_text(json.dumps(index))
-        yield Layout(folder)
+        yield holding_image(tmp_path / "layout")
         return
     with Registry(tmp_path, referrers=request.param == "referrers") as registry:
         for name in ("v1", SUBJECT.digest):
@@ -106,6 +112,48 @@ def test_a_trace_is_kept_with_it_and_stays(store: Store, tmp_path: Path) -> None
         assert not attach_traced(store, found, recorded)
     assert not attach(store, converted)
     assert artifact_of(store, SUBJECT.digest) == found
+
+
+def test_a_trace_is_forgotten(store: Store, tmp_path: Path) -> None:
+    artifact, blobs = made(tmp_path, b"content")
+    attach(store, Converted(artifact, blobs, fresh=0))
+    assert not forget_trace(store, artifact)
+    attach_traced(store, artifact, trace.dump({artifact.layers[0].name: [13, 0]}))
+    found = artifact_of(store, SUBJECT.digest)
+    assert found is not None
+    assert forget_trace(store, found)
+    assert artifact_of(store, SUBJECT.digest) == artifact
+    assert len(store.referrers(SUBJECT.digest)) == 1
+
+
+def test_a_trace_that_cannot_be_forgotten_is_told(tmp_path: Path) -> None:
+    with Registry(tmp_path, keeps=True) as registry:
+        store = Remote(registry.repository())
+        artifact, blobs = made(tmp_path, b"content")
+        attach(store, Converted(artifact, blobs, fresh=0))
+        for block in range(20):  # of two that are kept, the one with the larger digest is chosen
+            traced = artifact.traced(trace.dump({artifact.layers[0].name: [block]}))
+            if traced.descriptor.digest > artifact.descriptor.digest:
+                break
+        attach_traced(store, artifact, trace.dump({artifact.layers[0].name: [block]}))
+        with pytest.raises(FleetfootError, match="does not remove"):
+            forget_trace(store, traced)
+
+
+def test_the_command_forgets_a_trace_once(tmp_path: Path) -> None:
+    store, image = holding_image(tmp_path / "layout"), f"oci:{tmp_path / 'layout'}:v1"
+    artifact, blobs = made(tmp_path, b"content")
+    attach(store, Converted(artifact, blobs, fresh=0))
+    attach_traced(store, artifact, trace.dump({artifact.layers[0].name: [1]}))
+    for told in ("forgotten", "there is none"):
+        done = CliRunner().invoke(lazy, ["trace", image, "--forget"])
+        assert done.exit_code == 0, done.output
+        assert told in done.output
+    assert artifact_of(store, SUBJECT.digest) == artifact
+    for options in ([], ["--forget", "--node", "worker-1"]):
+        refused = CliRunner().invoke(lazy, ["trace", image, *options])
+        assert refused.exit_code == 2
+        assert "either --node or --forget" in " ".join(refused.output.split())
 
 
 def test_an_earlier_one_that_cannot_be_removed_is_not_chosen(tmp_path: Path) -> None:

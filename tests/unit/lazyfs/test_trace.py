@@ -9,8 +9,13 @@ from fleetfoot.lazyfs.trace import dump, parse, runs
 
 
 def test_blocks_that_lie_close_together_are_one_run() -> None:
-    assert runs([25, 27, 7, 1, 2, 12, 17]) == [range(25, 28), range(1, 18)]
-    assert runs([25, 7, 1, 12, 25]) == [range(25, 26), range(7, 13), range(1, 2)]
+    assert runs([25, 27, 7, 1, 2, 9, 17]) == [
+        range(25, 28),
+        range(7, 10),
+        range(1, 3),
+        range(17, 18),
+    ]
+    assert runs([25, 7, 1, 10, 25]) == [range(n, n + 1) for n in (25, 7, 1, 10)]
     assert runs(range(100)) == [range(64), range(64, 100)]
     assert runs([]) == []
 

@@ -22,6 +22,21 @@ def test_unit_is_sound(host, unit):
     assert host.check_output(f"systemd-analyze verify --man=no {unit}.service") == ""
 
 
+def test_what_mounts_lazily_is_loaded_at_boot(host):
+    # Machines of this kind have their host's kernel: nothing can be loaded here.
+    lines = host.file("/etc/modules-load.d/50-fleetfoot-lazy.conf").content_string.splitlines()
+    modules = [line for line in lines if not line.startswith("#")]
+    assert modules == ["nbd", "erofs", "dm_mod", "loop"]
+
+
+def test_the_snapshotter_may_make_devices(host):
+    asked = "-P PrivateDevices,DevicePolicy,DeviceAllow"
+    said = host.check_output(f"systemctl show {asked} fleetfoot-lazy").split()
+    assert sorted(said) == ["auto", "no"]
+    allowed = host.check_output("systemctl show -P CapabilityBoundingSet fleetfoot-lazy")
+    assert "cap_sys_admin" in allowed.split()
+
+
 def test_containerd_uses_it(host):
     dump = tomllib.loads(host.check_output("/usr/local/bin/containerd config dump"))
     plugins = dump["plugins"]

@@ -1,0 +1,276 @@
+"""What a trace names is fetched ahead, and told: now and then, and not while a read waits."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs.node.layer import Layer
+from fleetfoot.lazyfs.node.server import Server
+from fleetfoot.lazyfs.node.store import Folder, Place
+from fleetfoot.lazyfs.table import BLOCK, Table
+
+IMAGE = os.urandom(40 * BLOCK + 4096)
+TABLE = Table.of(io.BytesIO(IMAGE))
+NAME = hashlib.sha256(TABLE.dump()).hexdigest()
+
+
+class Origin:
+    """A registry that gives a block only when it may."""
+
+    def __init__(self) -> None:
+        self.may = {block: threading.Event() for block in range(TABLE.block_count)}
+        self.asked: list[range] = []
+
+    def gives(self, *blocks: int) -> None:
+        for block in blocks:
+            self.may[block].set()
+
+    def range(self, _digest: str, offset: int, count: int) -> bytes:
+        run = range(offset // BLOCK, -(-(offset + count) // BLOCK))
+        self.asked.append(run)
+        for block in run:
+            assert self.may[block].wait(10)
+        return IMAGE[offset : offset + count]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    made = Folder.of(tmp_path, NAME)
+    made.add(TABLE.dump(), Place("registry.example", "image"))
+    return made
+
+
+@pytest.fixture
+def origin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Origin]:
+    made = Origin()
+    monkeypatch.setattr(Server, "_origins", lambda *_: [made])
+    yield made
+    made.gives(*made.may)  # nobody is left waiting
+
+
+def wait(check: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    until = time.monotonic() + 10
+    while not check():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def passes(server: Server, seconds: float) -> None:
+    """Have time pass since the layer's trace was begun."""
+    server._aheads[NAME].begun = time.monotonic() - seconds
+    server._tell_ahead()
+
+
+def reading(layer: Layer, block: int) -> threading.Thread:
+    """Begin to read a block; it waits until the registry gives it."""
+    thread = threading.Thread(target=layer.read, args=(block * BLOCK, 4096))
+    thread.start()
+    wait(lambda: layer.waits)
+    return thread
+
+
+def test_what_came_is_told_after_twice_as_long_each_time(
+    folder: Folder, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.set_trace([range(n, n + 1) for n in (30, 10, 12, 11, 20)])
+    server, told = Server(root=tmp_path), list[int]()
+    monkeypatch.setattr(
+        Folder, "set_ahead", lambda _, runs: told.append(sum(len(run) for run in runs))
+    )
+    layer = server.layer(NAME)
+    for second, block in ((1.5, 30), (2.5, 10), (3.5, 12), (4.5, 11), (7.5, 20)):
+        origin.gives(block)
+        wait(lambda block=block: layer.cache.has(block))
+        if block != 20:
+            passes(server, second)
+    assert told == [2, 4], "after 2 and 4 seconds"
+    wait(lambda: not server._aheads[NAME].threads)
+    passes(server, 7.5)
+    assert told == [2, 4, 5], "all of it at once"
+    assert not server._aheads
+
+
+def test_what_is_told_is_what_came_of_the_trace(
+    folder: Folder, origin: Origin, tmp_path: Path
+) -> None:
+    folder.set_trace([range(30, 32), range(10, 12), range(40, 60), range(500, 501)])
+    server = Server(root=tmp_path)
+    layer = server.layer(NAME)
+    origin.gives(*range(4), 10, 11, 40)
+    layer.read(0, 4096)  # nobody's business but the one's who reads
+    wait(lambda: layer.cache.has(10) and layer.cache.has(40))
+    passes(server, 2)
+    assert folder.ahead() == [range(10, 12), range(40, 41)]
+    assert layer.touched == [0, 10, 11, 40], "these are not seen when they are read"
+    assert folder.data.read_bytes()[10 * BLOCK : 12 * BLOCK] == IMAGE[10 * BLOCK : 12 * BLOCK]
+
+
+def test_nothing_is_told_where_nothing_came(folder: Folder, origin: Origin, tmp_path: Path) -> None:
+    folder.set_trace([range(5, 6), range(7, 8)])
+    server = Server(root=tmp_path)
+    layer = server.layer(NAME)
+    passes(server, 3)
+    assert not (folder.path / "ahead.json").exists()
+    origin.gives(5)
+    wait(lambda: layer.cache.has(5))
+    passes(server, 5)
+    before = folder.news
+    passes(server, 9)
+    passes(server, 99)
+    assert folder.news == before
+
+
+def test_nothing_is_told_while_a_read_waits(
+    folder: Folder, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetfoot.lazyfs.node.server._HELD", 0.2)
+    folder.set_trace([range(5, 6)])
+    server = Server(root=tmp_path)
+    layer = server.layer(NAME)
+    origin.gives(5)
+    wait(lambda: not server._aheads[NAME].threads)
+    assert layer.waits == 0
+    thread = reading(layer, 20)
+    assert 0 < layer.waits < 5
+    wait(lambda: layer.waits > 0.2)
+    passes(server, 2)
+    assert folder.ahead() == []
+    origin.gives(*range(20, 24))
+    thread.join()
+    assert layer.waits == 0
+    server._tell_ahead()  # it is made up for
+    assert folder.ahead() == [range(5, 6)]
+
+
+def test_another_layers_read_is_no_reason(
+    folder: Folder, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetfoot.lazyfs.node.server._HELD", 0.0)
+    other = Table.of(io.BytesIO(IMAGE[: 4 * BLOCK]))
+    name = hashlib.sha256(other.dump()).hexdigest()
+    Folder.of(tmp_path, name).add(other.dump(), Place("registry.example", "image"))
+    folder.set_trace([range(5, 6)])
+    server = Server(root=tmp_path)
+    server.layer(NAME)
+    origin.gives(5)
+    wait(lambda: not server._aheads[NAME].threads)
+    thread = reading(server.layer(name), 0)
+    server._tell_ahead()
+    assert folder.ahead() == [range(5, 6)]
+    origin.gives(*range(4))
+    thread.join()
+
+
+def test_a_restarted_server_knows_what_was_told(
+    folder: Folder, origin: Origin, tmp_path: Path
+) -> None:
+    folder.set_trace([range(5, 7)])
+    origin.gives(5, 6)
+    for _ in range(2):
+        server = Server(root=tmp_path)
+        layer = server.layer(NAME)
+        wait(lambda server=server: not server._aheads[NAME].threads)
+        before = folder.news
+        server._tell_ahead()
+        assert layer.touched == [5, 6]
+    assert folder.news == before
+    assert origin.asked == [range(5, 7)]
+
+
+def test_what_was_evicted_meanwhile_is_not_told(
+    folder: Folder, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.set_trace([range(5, 6)])
+    server = Server(root=tmp_path)
+    layer = server.layer(NAME)
+    origin.gives(5)
+    wait(lambda: not server._aheads[NAME].threads)
+    alone = Folder.alone
+
+    def evicted(of: Folder) -> object:
+        layer.cache.evict()
+        return alone(of)
+
+    monkeypatch.setattr(Folder, "alone", evicted)
+    server._tell_ahead()
+    assert folder.ahead() == []
+
+
+def test_what_is_complete_needs_no_telling(folder: Folder, origin: Origin, tmp_path: Path) -> None:
+    folder.set_trace([range(5, 6)])
+    server = Server(root=tmp_path)
+    server.layer(NAME)
+    origin.gives(5)
+    wait(lambda: not server._aheads[NAME].threads)
+    folder.mark_complete()
+    server._tell_ahead()
+    assert folder.ahead() == []
+    assert not server._aheads
+
+
+def test_what_cannot_be_fetched_keeps_nothing_from_being_told(
+    folder: Folder, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> bytes:
+        raise FleetfootError("gone")
+
+    folder.set_trace([range(5, 6), range(7, 8), range(9, 10), range(11, 12)])
+    server = Server(root=tmp_path, deadline=0)
+    origin.gives(5)
+    give = origin.range
+    monkeypatch.setattr(
+        origin, "range", lambda *asked: (give if asked[1] == 5 * BLOCK else gone)(*asked)
+    )
+    server.layer(NAME)
+    wait(lambda: not server._aheads[NAME].threads)
+    server._tell_ahead()
+    assert folder.ahead() == [range(5, 6)]
+
+
+def test_what_is_told_holds_for_this_boot(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert folder.ahead() == []
+    folder.set_ahead([range(1, 3), range(7, 8)])
+    assert folder.ahead() == [range(1, 3), range(7, 8)]
+    (boot := folder.path / "boot").write_text("another")
+    with monkeypatch.context() as patched:
+        patched.setattr("fleetfoot.lazyfs.node.store._BOOT", boot)
+        assert folder.ahead() == []
+    for broken in ("", "[]", '{"runs": []}', '{"boot": 1, "runs": 1}'):
+        (folder.path / "ahead.json").write_text(broken)
+        assert folder.ahead() == []
+
+
+def test_whatever_is_said_is_news(folder: Folder) -> None:
+    seen = [folder.news]
+    for say in (
+        lambda: folder.set_ahead([range(1)]),
+        lambda: folder.set_ahead([range(2)]),
+        folder.mark_complete,
+        folder.unmark,
+    ):
+        say()
+        seen.append(folder.news)
+    assert len(set(seen)) == 4
+    assert seen[0] == seen[4]
+    assert folder.ahead() == []
+
+
+def test_layers_without_a_trace_have_nothing_to_tell(
+    folder: Folder, origin: Origin, tmp_path: Path
+) -> None:
+    server, before = Server(root=tmp_path), threading.active_count()
+    server.layer(NAME)
+    assert threading.active_count() == before
+    server._tell_ahead()
+    assert not (folder.path / "ahead.json").exists()
+    assert not origin.asked
