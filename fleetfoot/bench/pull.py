@@ -280,6 +280,8 @@ class _Scene:
                 if complete:
                     found["complete_s"] = complete - begun
                     if one.serves:
+                        if arm in {"lazy", "traced"}:
+                            self.node.wait_turned()
                         found |= self.node.reads(self._container(name))
         return found
 
@@ -302,6 +304,7 @@ class _Scene:
         """Start it once, and keep what it read with its own lazy form."""
         self._progress(f"{one.name}: recording what it reads")
         self.node.fresh("lazy")
+        self.node.keep_to_reads()  # what was completed meanwhile would be read unseen
         image = self.images[one.image, f"-{one.name}"]
         with self._pod(one, image.reference) as name:
             self._answer(one, name, self.node.clock())

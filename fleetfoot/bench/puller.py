@@ -75,6 +75,7 @@ for path in glob.glob("/sys/block/nbd*/backend"):
     nbd.disconnect(int(path.split("/")[3].removeprefix("nbd")))
 '
 systemctl stop fleetfoot-lazy-sectors
+rm -rf /run/systemd/system/fleetfoot-lazy-sectors.service.d
 {forget}
 rm -rf /var/lib/containerd /var/lib/fleetfoot-lazy
 if pgrep --exact containerd > /dev/null; then echo "containerd still runs" >&2; exit 1; fi
@@ -108,6 +109,15 @@ rm -f /etc/systemd/system/*.service.d/50-fleetfoot-lazy.conf
 systemctl daemon-reload
 systemctl set-environment CONTAINERD_DISABLE_IGZIP=1 CONTAINERD_SNAPSHOTTER={snapshotter}
 """
+_KEEP_TO_READS = """
+unit=fleetfoot-lazy-sectors.service
+mkdir -p /run/systemd/system/$unit.d
+{ printf '[Service]\\nExecStart=\\n'; systemctl cat $unit | grep ^ExecStart= |
+  sed 's/ rate=[0-9]*/ rate=0/'; } > /run/systemd/system/$unit.d/rate.conf
+grep --quiet ' rate=0' /run/systemd/system/$unit.d/rate.conf
+systemctl daemon-reload
+systemctl restart $unit
+"""
 _DAEMONS = {"soci": ("soci",)}
 _OUR_DAEMONS = ("fleetfoot-lazy", "fleetfoot-lazy-sectors")
 _PSS = """
@@ -117,15 +127,15 @@ for unit in {units}; do
   done
 done | awk '/^Pss:/ {{sum += $2}} END {{print sum + 0}}'
 """
-# Of each image that is mounted lazily, all is here.
-_COMPLETE = """
+# For each image that is mounted lazily.
+_WAIT = """
 import json, time
 while True:
     try:
         images = json.load(open("/run/fleetfoot-lazy/status.json"))["images"]
     except (OSError, ValueError):
         images = []
-    if images and all(each["present"] >= each["bytes"] > 0 for each in images):
+    if images and all({condition} for each in images):
         break
     time.sleep(1)
 """
@@ -255,9 +265,17 @@ class Node:
         lease = self._bench.cluster.get("lease", NODE, "--namespace=kube-node-lease")
         return str(lease["spec"]["renewTime"])
 
+    def keep_to_reads(self) -> None:
+        """Have nothing completed that nobody reads, until the node is made fresh."""
+        self.run(_KEEP_TO_READS)
+
     def wait_complete(self) -> None:
         """Wait until all of what is mounted lazily is on the node."""
-        self.python(_COMPLETE)
+        self.python(_WAIT.format(condition='each["present"] >= each["bytes"] > 0'))
+
+    def wait_turned(self) -> None:
+        """Wait until all of it is read from its file."""
+        self.python(_WAIT.format(condition='all(way["way"] == "file" for way in each["layers"])'))
 
     def clock(self) -> float:
         """Return by how many seconds its clock is ahead of the host's."""

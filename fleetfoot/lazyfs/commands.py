@@ -223,13 +223,21 @@ def lazy_trace(
         told = "forgotten" if forget_trace(store, found) else "there is none"
         err.print(f"trace of {image}: {told}", highlight=False, soft_wrap=True)
         return
-    read = nodes.touched(stack, node, [each.name for each in found.layers])
+    layers = [each.name for each in found.layers]
+    read = nodes.touched(stack, node, layers)
     recorded = trace.dump(read)
     if not trace.parse(recorded):
         raise FleetfootError(
             f"{node} has read nothing of {image}",
             "nothing was recorded",
             f"start a container of it on {node}; `fleetfoot lazy status` shows what it has",
+        )
+    if unseen := nodes.read_from_file(stack, node, layers):
+        err.print(
+            f"{len(unseen)} of its {len(layers)} layers are complete on {node}: what was first read"
+            " of them since then is not known, and not recorded",
+            highlight=False,
+            soft_wrap=True,
         )
     changed = attach_traced(store, found, recorded)
     blocks = sum(map(len, read.values()))

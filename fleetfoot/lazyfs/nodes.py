@@ -14,7 +14,7 @@ from fleetfoot.machines.fleet import Fleet
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["statuses", "touched"]
+__all__ = ["read_from_file", "statuses", "touched"]
 
 _RUN = "/run/fleetfoot-lazy"
 _TOUCHED = """
@@ -64,6 +64,19 @@ def touched(stack: str, node: str, layers: Iterable[str]) -> dict[str, list[int]
     said = _asked(stack, _address(stack, node), _TOUCHED.format(run=_RUN, names=" ".join(layers)))
     rows = (line.partition(" ") for line in said.splitlines())
     return {name: json.loads(read) for name, _, read in rows}
+
+
+def read_from_file(stack: str, node: str, layers: Iterable[str]) -> set[str]:
+    """Return which layers a node reads from their files, past the server that would see it.
+
+    Args:
+        stack: The environment.
+        node: The machine.
+        layers: As for `touched`.
+    """
+    images = statuses(stack, node).get(node, {}).get("images", [])
+    found = {each["layer"] for image in images for each in image["layers"] if each["way"] == "file"}
+    return found & set(layers)
 
 
 def _addresses(stack: str) -> dict[str, str]:

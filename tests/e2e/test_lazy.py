@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import subprocess
-import time
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -71,6 +71,9 @@ echo 3 > /proc/sys/vm/drop_caches
 """
 UNIT = "/etc/systemd/system/fleetfoot-lazy-sectors.service"
 SAVED = "/root/fleetfoot-lazy-sectors.service"
+RESTART = "systemctl daemon-reload && systemctl restart fleetfoot-lazy-sectors"
+#: Network block devices with reads that wait.
+IN_FLIGHT = "grep --files-with-matches '[1-9]' /sys/block/nbd*/inflight || :"
 
 
 def sample_image(stack: Stack) -> str:
@@ -148,11 +151,10 @@ class Reader:
         self._next -= 1
         self.reads()
 
-    def settings(self, **changed: int) -> None:
-        """Have the node's server run with other settings."""
+    def settings(self, node: str = NODE, **changed: int) -> None:
+        """Have a node's server run with other settings."""
         edits = "".join(f"s/{name}=[0-9]*/{name}={value}/;" for name, value in changed.items())
-        restart = "systemctl daemon-reload && systemctl restart fleetfoot-lazy-sectors"
-        self.stack.ssh(NODE, f"sed -i '{edits}' {UNIT} && {restart}")
+        self.stack.ssh(node, f"sed -i '{edits}' {UNIT} && {RESTART}")
 
     def everything(self) -> str:
         """Return what a container of it takes its file's digest to be."""
@@ -162,8 +164,9 @@ class Reader:
     def image_shown(self) -> dict[str, Any]:
         """Return what is said of it by `fleetfoot lazy status`."""
         said = self.stack.fleetfoot("lazy", "status", "--node", NODE, "--json").stdout
-        images = {image["reference"]: image for image in json.loads(said)[NODE]["images"]}
-        return dict(images[self.image])
+        shown = json.loads(said).get(NODE, {}).get("images", [])
+        images = {image["reference"]: image for image in shown}
+        return dict(images.get(self.image, {"layers": []}))
 
     def ways(self) -> set[str]:
         """Return how its layers are read, by `fleetfoot lazy status`."""
@@ -333,7 +336,9 @@ def test_what_a_trace_brought_is_read_from_the_file_beside_the_rest(
 ) -> None:
     stack = reader.stack
     traced = made_lazy(stack, tmp_path, "traced")
+    stack.ssh(RECORDING, f"cp {UNIT} {SAVED}")
     try:
+        traced.settings(RECORDING, rate=0)  # or it were complete before it is read
         traced.start("traced", RECORDING)
         traced.reads(4)
         stack.fleetfoot("lazy", "trace", traced.image, "--node", RECORDING)
@@ -363,7 +368,7 @@ def test_what_a_trace_brought_is_read_from_the_file_beside_the_rest(
             # What no trace named waits for the server, as ever.
             traced.goes_on_elsewhere()
             read, wanted = traced.starts_reading()
-            time.sleep(5)
+            eventually(lambda: stack.ssh(NODE, IN_FLIGHT).strip())
             assert read.poll() is None
         finally:
             stack.ssh(NODE, "systemctl start fleetfoot-lazy-sectors")
@@ -374,6 +379,7 @@ def test_what_a_trace_brought_is_read_from_the_file_beside_the_rest(
             assert told in stack.fleetfoot("lazy", "trace", traced.image, "--forget").stdout
     finally:
         stack.kubectl("delete", "pod", "traced", "--ignore-not-found", "--now")
+        stack.ssh(RECORDING, f"mv {SAVED} {UNIT} && {RESTART}")
 
 
 def test_a_mount_turns_to_its_file_beneath_who_reads_it(reader: Reader) -> None:
@@ -381,17 +387,23 @@ def test_a_mount_turns_to_its_file_beneath_who_reads_it(reader: Reader) -> None:
     attached = "cat /sys/block/nbd*/backend 2> /dev/null || :"
     assert all(layer in stack.ssh(NODE, attached) for layer in layers)
     read = stack.start("fleetfoot", *reader.python(READ_ON, reader.digest()))
+    said: list[str] = []
+    taken = threading.Thread(target=lambda: said.extend(read.stdout or ()), daemon=True)
+    taken.start()
     try:
-        assert read.stdout
-        assert "round" in read.stdout.readline()
+        eventually(lambda: said)
         reader.settings(rate=1 << 30)
         eventually(lambda: reader.ways() == {"file"}, timeout=300, pause=2)
-        for _ in range(3):
-            assert "round" in read.stdout.readline()
+        turned = len(said)
+        eventually(lambda: len(said) > turned + 2)
     finally:
         stack.fleetfoot(*reader.python("open('/stop', 'w')"), check=False)
-        said, _ = read.communicate(timeout=120)
-        reader.settings(rate=0)
+        try:
+            read.wait(timeout=120)
+        finally:
+            read.kill()
+            taken.join()
+            reader.settings(rate=0)
     assert read.returncode == 0, said
     eventually(lambda: not any(layer in stack.ssh(NODE, attached) for layer in layers))
     # No daemon is in the path any more, nor needed by a snapshotter that is started anew.
@@ -401,8 +413,11 @@ def test_a_mount_turns_to_its_file_beneath_who_reads_it(reader: Reader) -> None:
     finally:
         stack.ssh(NODE, "systemctl start fleetfoot-lazy-sectors")
     killed(stack, "fleetfoot-lazy")
+    stack.ssh(NODE, "rm --force /run/fleetfoot-lazy/status.json")  # of the one that was killed
     reader.reads_cold(0, PIECES)
     eventually(lambda: reader.ways() == {"file"}, pause=2)
+    shown = reader.image_shown()
+    assert 0 < shown["bytes"] == shown["present"]
 
 
 @pytest.mark.long  # with the boot of an emulated machine
@@ -411,7 +426,7 @@ def test_mounts_come_back_with_the_machine_while_the_registry_is_away(reader: Re
 
     def complete() -> bool:
         shown = reader.image_shown()
-        return bool(shown["present"] == shown["bytes"])
+        return bool(0 < shown["bytes"] == shown["present"])
 
     reader.settings(rate=1 << 30)
     eventually(complete, timeout=300, pause=5)

@@ -46,7 +46,7 @@ def main() -> NoReturn:
     images = Images(options.root, options.certs, devices.attach, _log)
     calls = ThreadPoolExecutor(_CALLS_AT_ONCE)
     service = Service(options.root, snapshots, images, devices, _log, calls=calls)
-    reporter = Reporter(options.run, snapshots, devices, _log)
+    reporter = Reporter(options.root, options.run, snapshots, devices, _log)
     signal.signal(mapper.INTERRUPT, lambda *_: None)  # it has to come, no more
     registries.warm(options.certs)
     # What a call needs is mounted with it; the rest must not keep other images waiting.

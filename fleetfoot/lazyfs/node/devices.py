@@ -72,6 +72,7 @@ class Devices:
         # Layers that a server has a part in, by name: what was said of them when they were last
         # brought up to date.
         self._seen: dict[str, tuple[int, ...] | None] = {}
+        self._own: set[str] = set()  # layers with whose devices this process has begun
         self._changing: set[str] = set()
         self._refused: dict[str, tuple[float, float]] = {}  # not before when, and after what pause
         self._has_mapper = True
@@ -130,6 +131,7 @@ class Devices:
                 return False
             with self._lock:
                 self._seen.pop(name, None)
+                self._refused.pop(name, None)
             return _detached(name)
         finally:
             alone.release()
@@ -214,10 +216,11 @@ class Devices:
             do = self._look
 
     def _resume(self) -> None:
-        """Take up what an earlier process has left: devices, and changes that it had begun."""
+        """Take up devices that an earlier process has left; changes that it had begun, see later.
+
+        That may have to wait for a mount, and others not for that.
+        """
         for name in mapper.found():
-            with self._alone(name), contextlib.suppress(OSError):  # one that never was in use
-                mapper.settle(name)
             try:
                 if Folder.of(self._root, name).path.exists():
                     self._learn(name)
@@ -249,6 +252,7 @@ class Devices:
         try:
             with self._alone(name):
                 seen = folder.news
+                self._take_up(name)
                 is_done = self._brought_up_to_date(folder)
                 with self._lock:
                     self._refused.pop(name, None)
@@ -261,19 +265,19 @@ class Devices:
                 _, before = self._refused.get(name, (0.0, _LATER / 2))
                 pause = min(before * 2, _LATEST)
                 self._refused[name] = time.monotonic() + pause, pause
-            self._log(f"{name} is read as it was, tried again in {pause:.0f} s: {error}")
+            self._log(f"{name} is not brought up to date, again in {pause:.0f} s: {error}")
         finally:
             with self._lock:
                 self._changing.discard(name)
 
     def _brought_up_to_date(self, folder: Folder) -> bool:
         """Have a device read from the file what can be; return whether its server has no part."""
+        if not (folder.is_complete or folder.ahead()):
+            return False
         name = folder.name
         number, live = mapper.found().get(name), mapper.table(name)
         if number is None or not live:  # it was taken away
             return True
-        if not (folder.is_complete or folder.ahead()):
-            return False
         table = folder.table()
         loop = next((each.device for each in live if _is_loop(each.device)), "")
         with contextlib.ExitStack() as made:
@@ -295,16 +299,29 @@ class Devices:
         with self._lock:
             return self._busy.setdefault(name, threading.Lock())
 
+    def _take_up(self, name: str) -> None:
+        """Take back what an earlier process had begun with a device, which may be suspended."""
+        with self._lock:
+            if name in self._own:
+                return
+            self._own.add(name)
+        with contextlib.suppress(OSError):  # one that never was in use
+            mapper.settle(name)
+
     def _device(self, folder: Folder) -> str:
         """Return what to mount a layer from, made if need be."""
         name = folder.name
         number = mapper.found().get(name)
+        if number is not None:
+            self._take_up(name)
         if number is None or not mapper.table(name):
             attached = f"nbd{self._attached(folder)}"
             number = self._mapped(folder, _number_of(attached))
             if number is None:
                 return f"/dev/{attached}"
             mapper.set_read_ahead(number, _READ_AHEAD[_DEVICES])
+            with self._lock:
+                self._own.add(name)
         self._learn(name)
         return f"/dev/dm-{number}"
 

@@ -10,7 +10,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from fleetfoot.lazyfs.node.store import keep
+from fleetfoot.lazyfs.node.store import Folder, keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,10 +54,13 @@ _COUNTERS = {
 }
 
 
-def status(stats: dict[str, Any], snapshots: Snapshots, devices: Devices) -> dict[str, Any]:
+def status(
+    root: Path, stats: dict[str, Any], snapshots: Snapshots, devices: Devices
+) -> dict[str, Any]:
     """Return what is mounted lazily.
 
     Args:
+        root: The node's folder.
         stats: What the server says (`Server.report`).
         snapshots: What is mounted.
         devices: And from what.
@@ -72,14 +75,13 @@ def status(stats: dict[str, Any], snapshots: Snapshots, devices: Devices) -> dic
         if not snapshot.layer:
             continue
         found = known.get(snapshot.layer, {})
-        blocks = max(found.get("blocks", 0), 1)
-        size = found.get("bytes", 0)
-        layer = {
-            "layer": snapshot.layer,
-            "way": devices.way(snapshots.folder(snapshot)),
-            "bytes": size,
-            "present": size * found.get("present", 0) // blocks,
-        }
+        way = devices.way(snapshots.folder(snapshot))
+        if way == "file":  # of which a server that was started since knows nothing
+            size = present = _size(Folder.of(root, snapshot.layer))
+        else:
+            size = found.get("bytes", 0)
+            present = size * found.get("present", 0) // max(found.get("blocks", 0), 1)
+        layer = {"layer": snapshot.layer, "way": way, "bytes": size, "present": present}
         images.setdefault(snapshot.labels.get(_REFERENCE, ""), []).append(layer)
     described = [
         {
@@ -91,6 +93,13 @@ def status(stats: dict[str, Any], snapshots: Snapshots, devices: Devices) -> dic
         for reference, layers in images.items()
     ]
     return {"images": described, "counts": stats.get("counts", {})}
+
+
+def _size(folder: Folder) -> int:
+    try:
+        return folder.data.stat().st_size
+    except OSError:  # it is just being removed
+        return 0
 
 
 def metrics(found: dict[str, Any]) -> str:
@@ -120,6 +129,7 @@ class Reporter:
     """Writes what there is to say, again and again.
 
     Args:
+        root: The node's folder.
         run: Folder of the server's `stats.json`, and of what is written.
         snapshots: What is mounted.
         devices: And from what.
@@ -127,9 +137,15 @@ class Reporter:
     """
 
     def __init__(
-        self, run: Path, snapshots: Snapshots, devices: Devices, log: Callable[[str], object]
+        self,
+        root: Path,
+        run: Path,
+        snapshots: Snapshots,
+        devices: Devices,
+        log: Callable[[str], object],
     ) -> None:
-        self._run, self._snapshots, self._devices, self._log = run, snapshots, devices, log
+        self._root, self._run, self._log = root, run, log
+        self._snapshots, self._devices = snapshots, devices
 
     def work(self) -> None:
         """Write it every other second; does not return."""
@@ -146,6 +162,6 @@ class Reporter:
             stats = json.loads((self._run / "stats.json").read_text())
         except (OSError, ValueError):  # the server has said nothing yet
             stats = {}
-        found = status(stats, self._snapshots, self._devices)
+        found = status(self._root, stats, self._snapshots, self._devices)
         keep(self._run / "status.json", json.dumps(found).encode())
         keep(self._run / "metrics.prom", metrics(found).encode())

@@ -112,9 +112,12 @@ class Server:
                 deadline=self.deadline,
                 log=_log,
             )
-            # Reads of these are not seen here.
-            layer.note(block for run in folder.ahead() for block in run)
-            if runs := _within(folder.trace(), table.block_count):
+            runs = _within(folder.trace(), table.block_count)
+            # Reads of these are not seen here. In the order of the trace, where it names them.
+            told = {block for run in folder.ahead() for block in run}
+            layer.note(block for run in runs for block in run if block in told)
+            layer.note(sorted(told))
+            if runs:
                 self._aheads[name] = ahead = _Ahead(runs, iter(runs))
         for _ in range(_AHEAD if runs else 0):
             threading.Thread(target=self._fetch_ahead, args=(layer, ahead), daemon=True).start()
@@ -130,13 +133,12 @@ class Server:
         threading.Thread(target=self._complete_all, daemon=True).start()
         while True:
             time.sleep(_PAUSE)
-            try:
-                self._forget()
-                self._tell_ahead()
-                self._make_room()
-                self.report()
-            except Exception as error:  # nothing may end what all reads rely on
-                _log(f"in the background: {type(error).__name__}: {error}")
+            # Each by itself: what frees a full disk must not wait for what needs room there.
+            for do in (self._forget, self._make_room, self._tell_ahead, self.report):
+                try:
+                    do()
+                except Exception as error:  # nothing may end what all reads rely on
+                    _log(f"in the background: {type(error).__name__}: {error}")
 
     def report(self) -> None:
         """Write what happened so far."""
@@ -283,7 +285,10 @@ class Server:
                 continue
             while ahead.begun + ahead.told_after <= now:
                 ahead.told_after *= 2
-            self._tell_what_came(Folder.of(self.root, name), layer, ahead)
+            try:
+                self._tell_what_came(Folder.of(self.root, name), layer, ahead)
+            except OSError as error:  # a full disk: they are read by the network then
+                _log(f"{name}: what came ahead is not told: {error}")
             if is_over:
                 with self._lock:
                     self._aheads.pop(name, None)

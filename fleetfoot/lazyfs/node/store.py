@@ -184,9 +184,8 @@ class Folder:
         """Return blocks that may be read past the server, ascending."""
         try:
             told = json.loads((self.path / "ahead.json").read_text())
-            return (
-                [range(*each) for each in told["runs"]] if told["boot"] == _BOOT.read_text() else []
-            )
+            runs = [range(*each) for each in told["runs"]]
+            return runs if told["boot"] == _BOOT.read_text() else []
         except (OSError, ValueError, TypeError, KeyError):
             return []
 

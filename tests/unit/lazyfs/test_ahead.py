@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -274,3 +275,50 @@ def test_layers_without_a_trace_have_nothing_to_tell(
     server._tell_ahead()
     assert not (folder.path / "ahead.json").exists()
     assert not origin.asked
+
+
+def test_what_cannot_be_told_for_a_full_disk_is_given_up(
+    folder: Folder, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.set_trace([range(5, 6)])
+    server = Server(root=tmp_path)
+    layer = server.layer(NAME)
+    origin.gives(5)
+    wait(lambda: layer.cache.has(5) and not server._aheads[NAME].threads)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(Folder, "set_ahead", full)
+    passes(server, 3)
+    assert not server._aheads
+
+
+def test_a_step_that_fails_keeps_no_other_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, done = Server(root=tmp_path, rate=0), list[str]()
+
+    def failing(name: str) -> None:
+        done.append(name)
+        if len(done) > 7:
+            raise SystemExit  # of the thread that is tested
+        raise OSError(errno.ENOSPC, "full")
+
+    steps = ("_forget", "_make_room", "_tell_ahead", "report")
+    for name in steps:
+        monkeypatch.setattr(server, name, lambda name=name: failing(name))
+    monkeypatch.setattr("fleetfoot.lazyfs.node.server._PAUSE", 0.001)
+    monkeypatch.setattr("fleetfoot.lazyfs.node.registries.warm", lambda _: None)
+    with pytest.raises(SystemExit):
+        server.work()
+    assert tuple(done) == steps * 2
+
+
+@pytest.mark.usefixtures("origin")
+def test_a_trace_recorded_anew_has_what_was_told_in_its_order(
+    folder: Folder, tmp_path: Path
+) -> None:
+    folder.set_trace([range(30, 32), range(10, 12)])
+    folder.set_ahead([range(3, 4), range(10, 12), range(30, 32)])
+    assert Server(root=tmp_path).layer(NAME).touched == [30, 31, 10, 11, 3]

@@ -300,8 +300,8 @@ def test_a_change_that_was_cut_short_is_made_after_the_next_start(
         with pytest.raises(KeyboardInterrupt):
             node.devices._brought_up_to_date(folder)
     node.started()._resume()
-    assert all(each.loaded is None for each in kernel.mapped.values())
     node.looks()
+    assert all(each.loaded is None for each in kernel.mapped.values())
     assert node.way == "file"
     number, *_ = mapper.found().values()
     assert len(kernel.devices()) == 2, "no loop device of the first attempt is left"
@@ -315,7 +315,12 @@ def test_a_device_that_was_left_suspended_goes_on(
     (mapped,) = kernel.mapped.values()
     mapped.suspended = True
     node.started()._resume()
+    assert mapped.suspended, "who is busy with one keeps no other waiting"
+    node.looks()
     assert not mapped.suspended
+    mapped.suspended = True
+    node.started().mount(folder, node.root / "another")
+    assert not mapped.suspended, "a mount reads from it"
 
 
 def test_devices_of_a_layer_that_is_gone_go_with_the_next_start(
