@@ -72,6 +72,14 @@ echo 3 > /proc/sys/vm/drop_caches
 UNIT = "/etc/systemd/system/fleetfoot-lazy-sectors.service"
 SAVED = "/root/fleetfoot-lazy-sectors.service"
 RESTART = "systemctl daemon-reload && systemctl restart fleetfoot-lazy-sectors"
+#: What udev knows of network block devices.
+LOOKED_INTO = """
+udevadm settle
+for device in /sys/block/nbd*/pid; do
+  name=$(basename "$(dirname "$device")")
+  echo "$name" && udevadm info --query=property "/dev/$name"
+done
+"""
 #: Network block devices with reads that wait.
 IN_FLIGHT = "grep --files-with-matches '[1-9]' /sys/block/nbd*/inflight || :"
 
@@ -302,6 +310,12 @@ def test_what_was_damaged_on_the_node_is_fetched_again(reader: Reader) -> None:
     reader.stack.ssh(NODE, DAMAGE)
     assert digest in reader.everything()
     assert reader.counts()["corrupted_cached"] > 0
+
+
+def test_nobody_else_looks_into_a_layer(reader: Reader) -> None:
+    found = reader.stack.ssh(NODE, LOOKED_INTO).split()
+    assert any(word.startswith("nbd") for word in found)
+    assert "ID_FS_TYPE=erofs" not in found, "udev read all over it"
 
 
 def test_status_and_trace_say_what_was_read(reader: Reader) -> None:

@@ -29,6 +29,16 @@ def test_what_mounts_lazily_is_loaded_at_boot(host):
     assert modules == ["nbd", "erofs", "dm_mod", "loop"]
 
 
+def test_udev_does_not_look_into_layers(host):
+    rules = host.file("/etc/udev/rules.d/59-fleetfoot-lazy.rules").content_string
+    flag = "UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG"
+    assert rules.count(f'ENV{{{flag}}}="1"') == 2
+    # Rules that look in are after it, and go by this.
+    stock = "/usr/lib/udev/rules.d/60-persistent-storage.rules"
+    if host.file(stock).exists:
+        assert flag in host.file(stock).content_string
+
+
 def test_the_snapshotter_may_make_devices(host):
     asked = "-P PrivateDevices,DevicePolicy,DeviceAllow"
     said = host.check_output(f"systemctl show {asked} fleetfoot-lazy").split()
