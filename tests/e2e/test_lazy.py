@@ -80,8 +80,8 @@ for device in /sys/block/nbd*/pid; do
   echo "$name" && udevadm info --query=property "/dev/$name"
 done
 """
-#: Network block devices with reads that wait.
-IN_FLIGHT = "grep --files-with-matches '[1-9]' /sys/block/nbd*/inflight || :"
+#: Layers with reads that wait; what waits for a connection counts above the network's device only.
+IN_FLIGHT = "grep --files-with-matches '[1-9]' /sys/block/dm-*/inflight || :"
 
 
 def sample_image(stack: Stack) -> str:
@@ -417,6 +417,8 @@ def test_a_mount_turns_to_its_file_beneath_who_reads_it(reader: Reader) -> None:
         finally:
             read.kill()
             taken.join()
+            assert read.stdout
+            read.stdout.close()
             reader.settings(rate=0)
     assert read.returncode == 0, said
     eventually(lambda: not any(layer in stack.ssh(NODE, attached) for layer in layers))
