@@ -305,23 +305,20 @@ class Devices:
             if name in self._own:
                 return
             self._own.add(name)
-        with contextlib.suppress(OSError):  # one that never was in use
+        with contextlib.suppress(OSError):  # there is none, or it never was in use
             mapper.settle(name)
 
     def _device(self, folder: Folder) -> str:
         """Return what to mount a layer from, made if need be."""
         name = folder.name
+        self._take_up(name)
         number = mapper.found().get(name)
-        if number is not None:
-            self._take_up(name)
         if number is None or not mapper.table(name):
             attached = f"nbd{self._attached(folder)}"
             number = self._mapped(folder, _number_of(attached))
             if number is None:
                 return f"/dev/{attached}"
             mapper.set_read_ahead(number, _READ_AHEAD[_DEVICES])
-            with self._lock:
-                self._own.add(name)
         self._learn(name)
         return f"/dev/dm-{number}"
 
