@@ -112,8 +112,9 @@ systemctl set-environment CONTAINERD_DISABLE_IGZIP=1 CONTAINERD_SNAPSHOTTER={sna
 _KEEP_TO_READS = """
 unit=fleetfoot-lazy-sectors.service
 mkdir -p /run/systemd/system/$unit.d
-{ printf '[Service]\\nExecStart=\\n'; systemctl cat $unit | grep ^ExecStart= |
-  sed 's/ rate=[0-9]*/ rate=0/'; } > /run/systemd/system/$unit.d/rate.conf
+{ printf '[Service]\\nExecStart=\\n'
+  systemctl cat $unit | sed -n '/^ExecStart=/,/[^\\]$/p' | sed 's/ rate=[0-9]*/ rate=0/'
+} > /run/systemd/system/$unit.d/rate.conf
 grep --quiet ' rate=0' /run/systemd/system/$unit.d/rate.conf
 systemctl daemon-reload
 systemctl restart $unit

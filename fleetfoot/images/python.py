@@ -1,4 +1,4 @@
-"""Python packages of an image: locked by version and hash, installed from outside."""
+"""Python packages of an image: locked by version and hash, as pip leaves them in an image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
-from fleetfoot.shell import run
+from fleetfoot.shell import FAMILY, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +15,9 @@ __all__ = ["install"]
 
 
 def install(root: Path, requirements: Path) -> None:
-    """Install packages where the image's own Python finds them; nothing of the image is run.
+    """Install packages where the image's own Python finds them, and compile them with it.
+
+    pip of the host cannot compile for another Python; what is not compiled is compiled at each start.
 
     Args:
         root: Root of the image, with Debian's Python.
@@ -37,3 +39,7 @@ def install(root: Path, requirements: Path) -> None:
     argv += ["--require-hashes", "--python-version", version, "--target", str(target)]
     argv += ["--disable-pip-version-check", "--root-user-action=ignore"]
     run([*argv, "--requirement", str(requirements)], consequence="the image is not built")
+    # Whatever does not compile is left, as pip does: packages carry templates.
+    code = f"import compileall; compileall.compile_dir('/{target.relative_to(root)}', quiet=2)"
+    inside = [*FAMILY, "chroot", str(root), f"/usr/bin/python{version}", "-c", code]
+    run(inside, consequence="the image is not built")

@@ -19,7 +19,16 @@ from fleetfoot.lazyfs.table import LARGEST, Table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CONVERTER", "KIND", "LARGEST_TRACE", "Artifact", "Descriptor", "LazyLayer", "layers_of"]
+__all__ = [
+    "CONVERTER",
+    "KIND",
+    "LARGEST_TRACE",
+    "LARGEST_WHOLE",
+    "Artifact",
+    "Descriptor",
+    "LazyLayer",
+    "layers_of",
+]
 
 KIND = "application/vnd.fleetfoot.lazy.v1"
 """Artifact type: how it is found among an image's referrers."""
@@ -34,6 +43,9 @@ _EMPTY_KIND, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 LARGEST_TRACE = 1 << 20
 """Bytes of the largest trace that a node takes."""
+LARGEST_WHOLE = 1 << 20
+"""Bytes of the largest sector image that a node fetches whole before it is mounted: to read it by
+pieces would take a start longer."""
 _MOST_LAYERS = 512  # overlayfs has no room for more
 
 

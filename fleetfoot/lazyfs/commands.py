@@ -16,7 +16,7 @@ from rich.table import Table
 from fleetfoot.console import err, out
 from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs import nodes, trace
-from fleetfoot.lazyfs.artifact import Descriptor, layers_of
+from fleetfoot.lazyfs.artifact import LARGEST_WHOLE, Descriptor, layers_of
 from fleetfoot.lazyfs.building import converted, converter
 from fleetfoot.lazyfs.compare import differences
 from fleetfoot.lazyfs.convert import attach, attach_traced, forget_trace, manifest_of, unpack
@@ -230,9 +230,11 @@ def lazy_trace(
         raise FleetfootError(
             f"{node} has read nothing of {image}",
             "nothing was recorded",
-            f"start a container of it on {node}; `fleetfoot lazy status` shows what it has",
+            f"start a container of it on {node}; `fleetfoot lazy status` shows what it has"
+            " (small layers come whole, and are in no trace)",
         )
-    if unseen := nodes.read_from_file(stack, node, layers):
+    larger = [each.name for each in found.layers if each.image.size > LARGEST_WHOLE]
+    if unseen := nodes.read_from_file(stack, node, larger):
         err.print(
             f"{len(unseen)} of its {len(layers)} layers are complete on {node}: what was first read"
             " of them since then is not known, and not recorded",

@@ -6,6 +6,7 @@ is one for the image, made when its first layer is asked for, and kept for the o
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs import trace
-from fleetfoot.lazyfs.artifact import Artifact, Descriptor, layers_of
+from fleetfoot.lazyfs.artifact import LARGEST_WHOLE, Artifact, Descriptor, layers_of
 from fleetfoot.lazyfs.distribution import Access, Reference, Repository
 from fleetfoot.lazyfs.node.registries import TRUSTED
-from fleetfoot.lazyfs.node.store import Folder, Place
+from fleetfoot.lazyfs.node.store import Cache, Folder, Place
 from fleetfoot.lazyfs.stores import Remote, artifact_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fleetfoot.lazyfs.artifact import LazyLayer
+    from fleetfoot.lazyfs.table import Table
 
 __all__ = ["Images"]
 
@@ -159,10 +161,25 @@ class Images:
         with self._lock:
             self._wanted[name] = time.monotonic()
         folder = Folder.of(self._root, name)
-        table = store.blob(lazy.table.digest)
-        lazy.table_of(table)
-        folder.add(table, place)
+        data = store.blob(lazy.table.digest)
+        table = lazy.table_of(data)
+        folder.add(data, place)
+        if table.length <= LARGEST_WHOLE:
+            self._bring(store, lazy, table, folder)
         return folder
+
+    def _bring(self, store: Remote, lazy: LazyLayer, table: Table, folder: Folder) -> None:
+        """Fetch a small layer whole; where that fails, it is read piece by piece as others are."""
+        try:
+            with folder.alone():
+                if folder.data.exists():  # the server has to do with it, or it is here
+                    return
+                data = store.blob(lazy.image.digest)
+                with contextlib.closing(Cache(folder, table)) as cache:
+                    if not table.wrong(0, data) and cache.write(0, data):
+                        folder.mark_complete()
+        except (FleetfootError, OSError) as error:
+            self._log(f"{folder.name} is not fetched whole: {error}")
 
 
 def _size(artifact: Artifact) -> str:

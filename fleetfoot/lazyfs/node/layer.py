@@ -31,6 +31,7 @@ _CAUSES: dict[type[FleetfootError], str] = {
     AbsentError: "absent",
 }
 _LARGEST_RUN = 64  # blocks that one request fetches: a sector
+_ORIGINS = 1.0  # seconds until it is asked again where a layer can be fetched, which reads files
 
 
 class Origin(Protocol):
@@ -90,6 +91,7 @@ class Layer:
         self._flights: dict[int, _Flight] = {}
         self._reading: dict[int, float] = {}  # since when, by thread
         self._end = -1  # where the last read ended
+        self._known: tuple[float, Sequence[Origin]] = (-_ORIGINS, ())
         self._first, self._first_of = 0, 0  # all blocks below it are here, in that generation
         self.read_at = time.monotonic()
         self.touched: list[int] = []
@@ -252,7 +254,7 @@ class Layer:
         damaged: Counter[int] = Counter()
         while True:
             why = "no repository that has it is known"
-            for number, origin in enumerate(self._known_origins()):
+            for number, origin in enumerate(self._known_origins(anew=bool(attempt))):
                 try:
                     data = origin.range(self._digest, offset, count)
                 except FleetfootError as error:
@@ -280,12 +282,16 @@ class Layer:
             time.sleep(min(pause, max(deadline - waited, 0)))
             attempt += 1
 
-    def _known_origins(self) -> Sequence[Origin]:
-        try:
-            return self._origins()
-        except (OSError, FleetfootError) as error:  # a description that is just being written
-            self._log(str(error))
-            return []
+    def _known_origins(self, *, anew: bool) -> Sequence[Origin]:
+        asked, known = self._known
+        if anew or time.monotonic() - asked >= _ORIGINS:
+            try:
+                known = self._origins()
+            except (OSError, FleetfootError) as error:  # a description that is just being written
+                self._log(str(error))
+                return []
+            self._known = time.monotonic(), known
+        return known
 
     def _failed(self, why: str) -> OSError:
         self.counts.add("reads_failed")

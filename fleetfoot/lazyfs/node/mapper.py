@@ -86,11 +86,12 @@ class _Answer:
 def found() -> dict[str, int]:
     """Return our devices that have a table: whose each is, and its number (`/dev/dm-<number>`)."""
     devices = {}
-    for path in _BLOCK.glob("dm-*/dm/name"):
-        with contextlib.suppress(OSError):  # it has just gone
-            name = path.read_text().strip()
-            if name.startswith(_OWN):
-                devices[name.removeprefix(_OWN)] = int(path.parts[-3].removeprefix("dm-"))
+    for device in _BLOCK.iterdir():  # asked for often: cheaper than a glob
+        if device.name.startswith("dm-"):
+            with contextlib.suppress(OSError):  # it has just gone
+                name = (device / "dm/name").read_text().strip()
+                if name.startswith(_OWN):
+                    devices[name.removeprefix(_OWN)] = int(device.name.removeprefix("dm-"))
     return devices
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from pathlib import Path
 
 __all__ = ["mount", "mounted", "unmount"]
 
 READ_ONLY = 1
 _DETACH = 2
+_MOUNTS = Path("/proc/self/mountinfo")
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # blanks and the like, proc_pid_mountinfo(5)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -44,5 +47,9 @@ def unmount(target: Path, *, detach: bool = False) -> None:
 
 def mounted() -> dict[Path, str]:
     """Return what is mounted, by where: the source."""
-    rows = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    return {Path(row[4].encode().decode("unicode_escape")): row[row.index("-") + 2] for row in rows}
+    found = {}
+    for line in _MOUNTS.read_text().splitlines():
+        where, _, what = line.partition(" - ")
+        target = _ESCAPED.sub(lambda code: chr(int(code[1], 8)), where.split(" ", 5)[4])
+        found[Path(target)] = what.split(" ", 2)[1]
+    return found

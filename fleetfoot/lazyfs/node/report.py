@@ -10,6 +10,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from fleetfoot.lazyfs.node.mounts import mounted
 from fleetfoot.lazyfs.node.store import Folder, keep
 
 if TYPE_CHECKING:
@@ -71,11 +72,12 @@ def status(
     """
     known: dict[str, Any] = stats.get("layers", {})
     images: dict[str, list[dict[str, Any]]] = {}
+    there = mounted()
     for snapshot in sorted(snapshots.all(), key=lambda each: each.created):
         if not snapshot.layer:
             continue
         found = known.get(snapshot.layer, {})
-        way = devices.way(snapshots.folder(snapshot))
+        way = devices.way(snapshots.folder(snapshot), there)
         if way == "file":  # of which a server that was started since knows nothing
             size = present = _size(Folder.of(root, snapshot.layer))
         else:

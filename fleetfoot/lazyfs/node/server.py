@@ -28,8 +28,11 @@ _PAUSE = 1.0  # seconds between two looks at what is to be done
 _AHEAD = 3  # requests at once that fetch ahead, for the whole node
 _PIECE = 16  # blocks that the background fetches at once: 1 MiB
 _QUIET = 5.0  # seconds without a block that somebody waited for, until the background goes on
+_STARTING = 20.0  # seconds from a layer's first use: a start may compute a while between its reads
 _STARVED = 300.0  # seconds after which it does a little in any case
-_FIRST_TOLD = 2.0  # seconds of fetching ahead until what came is told; then after twice as long ...
+#: Seconds from the beginning of fetching ahead until what came is told, and then twice as many each
+#: time: what is done then takes the processor from a start, which is over by the first of them.
+_FIRST_TOLD = 10.0
 _HELD = 5.0  # seconds of a read's waiting from which on nothing is told: see `_tell_ahead`
 _IDLE = 60.0  # seconds without a read until a layer may be evicted
 _REST = 60.0  # seconds that a layer is left alone which could not be completed
@@ -89,6 +92,7 @@ class Server:
     _told: dict[str, int] = field(default_factory=dict)
     _misses: float = 0
     _missed_at: float = -_QUIET
+    _opened_at: float = -_STARTING
     _worked_at: float = field(default_factory=time.monotonic)
 
     def layer(self, name: str) -> Layer:
@@ -104,6 +108,7 @@ class Server:
             folder = Folder.of(self.root, name)
             table = folder.table()
             # One that was removed and came again is another: who still reads the former keeps it.
+            self._opened_at = time.monotonic()
             self._layers[name] = layer = Layer(
                 table,
                 Cache(folder, table),
@@ -179,7 +184,8 @@ class Server:
         now, misses = time.monotonic(), self.counts["blocks_missed"] + self.counts["blocks_ahead"]
         if misses != self._misses:
             self._misses, self._missed_at = misses, now
-        if now - self._missed_at < _QUIET and now - self._worked_at < _STARVED:
+        is_starting = now - self._missed_at < _QUIET or now - self._opened_at < _STARTING
+        if is_starting and now - self._worked_at < _STARVED:
             return False
         self._worked_at = now
         return True
@@ -281,7 +287,7 @@ class Server:
             if ahead is None or layer.waits > _HELD:
                 continue
             is_over = not ahead.threads
-            if not is_over and now < ahead.begun + ahead.told_after:
+            if now < ahead.begun + ahead.told_after:
                 continue
             while ahead.begun + ahead.told_after <= now:
                 ahead.told_after *= 2

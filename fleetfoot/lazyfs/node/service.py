@@ -14,6 +14,7 @@ from grpclib.exceptions import GRPCError
 from fleetfoot.lazyfs.node import api
 from fleetfoot.lazyfs.node.api import ACTIVE, VIEW, Empty, message
 from fleetfoot.lazyfs.node.devices import unmounted
+from fleetfoot.lazyfs.node.mounts import mounted
 from fleetfoot.lazyfs.node.snapshots import Snapshot, SnapshotError
 from fleetfoot.lazyfs.node.store import Folder
 
@@ -247,8 +248,9 @@ class Service:
 
     def _make_ready(self, snapshot: Snapshot) -> None:
         # A layer that is not there would be an empty folder, and its files missing without a word.
+        there = mounted()
         for each in (snapshot, *self._snapshots.below(snapshot)):
-            if each.layer:
+            if each.layer and self._snapshots.folder(each) not in there:
                 self._mounted(each)
 
     def _mounts(self, snapshot: Snapshot) -> list[Any]:

@@ -66,8 +66,8 @@ def wait(check: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def passes(server: Server, seconds: float) -> None:
-    """Have time pass since the layer's trace was begun."""
+def passes(server: Server, seconds: float = 10) -> None:
+    """Have time pass since the layer's trace was begun; after the first ten it is told."""
     server._aheads[NAME].begun = time.monotonic() - seconds
     server._tell_ahead()
 
@@ -89,15 +89,17 @@ def test_what_came_is_told_after_twice_as_long_each_time(
         Folder, "set_ahead", lambda _, runs: told.append(sum(len(run) for run in runs))
     )
     layer = server.layer(NAME)
-    for second, block in ((1.5, 30), (2.5, 10), (3.5, 12), (4.5, 11), (7.5, 20)):
+    for second, block in ((9, 30), (11, 10), (19, 12), (21, 11), (39, 20)):
         origin.gives(block)
         wait(lambda block=block: layer.cache.has(block))
         if block != 20:
             passes(server, second)
-    assert told == [2, 4], "after 2 and 4 seconds"
+    assert told == [2, 4], "after 10 and 20 seconds"
     wait(lambda: not server._aheads[NAME].threads)
-    passes(server, 7.5)
-    assert told == [2, 4, 5], "all of it at once"
+    passes(server, 39)
+    assert told == [2, 4]
+    passes(server, 41)
+    assert told == [2, 4, 5]
     assert not server._aheads
 
 
@@ -110,7 +112,7 @@ def test_what_is_told_is_what_came_of_the_trace(
     origin.gives(*range(4), 10, 11, 40)
     layer.read(0, 4096)  # nobody's business but the one's who reads
     wait(lambda: layer.cache.has(10) and layer.cache.has(40))
-    passes(server, 2)
+    passes(server)
     assert folder.ahead() == [range(10, 12), range(40, 41)]
     assert layer.touched == [0, 10, 11, 40], "these are not seen when they are read"
     assert folder.data.read_bytes()[10 * BLOCK : 12 * BLOCK] == IMAGE[10 * BLOCK : 12 * BLOCK]
@@ -120,14 +122,14 @@ def test_nothing_is_told_where_nothing_came(folder: Folder, origin: Origin, tmp_
     folder.set_trace([range(5, 6), range(7, 8)])
     server = Server(root=tmp_path)
     layer = server.layer(NAME)
-    passes(server, 3)
+    passes(server, 15)
     assert not (folder.path / "ahead.json").exists()
     origin.gives(5)
     wait(lambda: layer.cache.has(5))
-    passes(server, 5)
+    passes(server, 25)
     before = folder.news
-    passes(server, 9)
-    passes(server, 99)
+    passes(server, 45)
+    passes(server, 495)
     assert folder.news == before
 
 
@@ -144,7 +146,7 @@ def test_nothing_is_told_while_a_read_waits(
     thread = reading(layer, 20)
     assert 0 < layer.waits < 5
     wait(lambda: layer.waits > 0.2)
-    passes(server, 2)
+    passes(server)
     assert folder.ahead() == []
     origin.gives(*range(20, 24))
     thread.join()
@@ -166,7 +168,7 @@ def test_another_layers_read_is_no_reason(
     origin.gives(5)
     wait(lambda: not server._aheads[NAME].threads)
     thread = reading(server.layer(name), 0)
-    server._tell_ahead()
+    passes(server)
     assert folder.ahead() == [range(5, 6)]
     origin.gives(*range(4))
     thread.join()
@@ -182,7 +184,7 @@ def test_a_restarted_server_knows_what_was_told(
         layer = server.layer(NAME)
         wait(lambda server=server: not server._aheads[NAME].threads)
         before = folder.news
-        server._tell_ahead()
+        passes(server)
         assert layer.touched == [5, 6]
     assert folder.news == before
     assert origin.asked == [range(5, 7)]
@@ -203,7 +205,7 @@ def test_what_was_evicted_meanwhile_is_not_told(
         return alone(of)
 
     monkeypatch.setattr(Folder, "alone", evicted)
-    server._tell_ahead()
+    passes(server)
     assert folder.ahead() == []
 
 
@@ -214,7 +216,7 @@ def test_what_is_complete_needs_no_telling(folder: Folder, origin: Origin, tmp_p
     origin.gives(5)
     wait(lambda: not server._aheads[NAME].threads)
     folder.mark_complete()
-    server._tell_ahead()
+    passes(server)
     assert folder.ahead() == []
     assert not server._aheads
 
@@ -234,7 +236,7 @@ def test_what_cannot_be_fetched_keeps_nothing_from_being_told(
     )
     server.layer(NAME)
     wait(lambda: not server._aheads[NAME].threads)
-    server._tell_ahead()
+    passes(server)
     assert folder.ahead() == [range(5, 6)]
 
 
@@ -290,7 +292,7 @@ def test_what_cannot_be_told_for_a_full_disk_is_given_up(
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(Folder, "set_ahead", full)
-    passes(server, 3)
+    passes(server)
     assert not server._aheads
 
 

@@ -449,6 +449,22 @@ def test_the_background_leaves_starts_alone_and_never_starves(
     assert server._is_quiet()
 
 
+def test_the_background_waits_where_a_start_computes(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("fleetfoot.lazyfs.node.server.time.monotonic", lambda: now)
+    server = Server(root=tmp_path)
+    assert server._is_quiet()
+    server.layer(folder.name)
+    now += 19
+    assert not server._is_quiet()
+    now += 1
+    assert server._is_quiet()
+    server.layer(folder.name)  # which it knows
+    assert server._is_quiet()
+
+
 def test_layers_with_the_same_content_share_a_folder(folder: Folder, tmp_path: Path) -> None:
     other = Folder.of(tmp_path, NAME)
     other.add(TABLE.dump(), Place("registry.example", "other"))

@@ -27,7 +27,7 @@ def test_what_is_read_from_its_file_is_all_there(tmp_path: Path, way: str, prese
     folder = Folder.of(tmp_path, NAME)
     folder.path.mkdir(parents=True)
     folder.data.write_bytes(bytes(8192))
-    devices = cast("Any", SimpleNamespace(way=lambda _: way))
+    devices = cast("Any", SimpleNamespace(way=lambda *_: way))
     said = {"layers": {NAME: {"blocks": 4, "present": 1, "bytes": 8192}}}
     # A server that was started since the layer turned to its file knows nothing of it.
     stats = {} if way == "file" else said
