@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fleetfoot.errors import FleetfootError
@@ -17,7 +17,7 @@ from fleetfoot.lazyfs.distribution import MANIFEST
 from fleetfoot.lazyfs.table import LARGEST, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "CONVERTER",
@@ -35,6 +35,7 @@ KIND = "application/vnd.fleetfoot.lazy.v1"
 _IMAGE_KIND = "application/vnd.fleetfoot.lazy.image.v1.erofs"
 _TABLE_KIND = "application/vnd.fleetfoot.lazy.table.v1"
 _TRACE_KIND = "application/vnd.fleetfoot.lazy.trace.v1+json"
+_PACK_KIND = "application/vnd.fleetfoot.lazy.pack.v1"
 _LAYER = "io.fleetfoot.lazy.layer"
 CONVERTER = "io.fleetfoot.lazy.converter"
 """Annotation that says what made a lazy form."""
@@ -67,6 +68,11 @@ class Descriptor:
     def of(cls, kind: str, data: bytes) -> Descriptor:
         """Describe some bytes."""
         return cls(kind, "sha256:" + hashlib.sha256(data).hexdigest(), len(data))
+
+    @classmethod
+    def of_pack(cls, digest: str, size: int) -> Descriptor:
+        """Describe a pack, which may be too large to be in memory."""
+        return cls(_PACK_KIND, digest, size)
 
     @classmethod
     def parse(cls, plain: Any) -> Descriptor:
@@ -143,12 +149,15 @@ class Artifact:
         layers: Lazy forms, in the order of the image's layers, each layer once.
         converter: What made them: programs with versions and settings.
         trace: Which blocks a start reads, in which order, for nodes to fetch ahead (`trace`).
+        packs: By layer, those blocks of its sector image once more, one after the other in that
+            order: so they come with a few requests.
     """
 
     subject: Descriptor
     layers: tuple[LazyLayer, ...]
     converter: str
     trace: Descriptor | None = None
+    packs: Mapping[str, Descriptor] = field(default_factory=dict)
 
     def dump(self) -> bytes:
         """Return the manifest, the same for the same content."""
@@ -158,6 +167,8 @@ class Artifact:
                 pieces.append({**described.plain(), "annotations": {_LAYER: each.layer}})
         if self.trace:
             pieces.append(self.trace.plain())
+        for layer, pack in sorted(self.packs.items()):
+            pieces.append({**pack.plain(), "annotations": {_LAYER: layer}})
         manifest = {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
@@ -194,25 +205,29 @@ class Artifact:
         if not isinstance(manifest, dict) or manifest.get("artifactType") != KIND:
             raise _refused(f"it is not of the type {KIND}")
         pieces = manifest.get("layers")
-        trace = None
-        if isinstance(pieces, list) and len(pieces) % 2:
-            *pieces, last = pieces
-            trace = Descriptor.parse(last)
-            if trace.kind != _TRACE_KIND or trace.size > LARGEST_TRACE:
-                raise _refused(f"it ends with a {trace.kind} of {trace.size} bytes")
-        if not isinstance(pieces, list) or len(pieces) > 2 * _MOST_LAYERS:
+        if not isinstance(pieces, list) or len(pieces) > 3 * _MOST_LAYERS + 1:
             raise _refused("its layers are not pairs of a sector image and a table")
+        pieces, trace, packs = _start(pieces)
         layers = tuple(
             _pair(image, table) for image, table in zip(pieces[::2], pieces[1::2], strict=True)
         )
         if len({each.layer for each in layers}) != len(layers):
             raise _refused("it names a layer twice")
         made = str(_notes(manifest).get(CONVERTER, ""))
-        return cls(Descriptor.parse(manifest.get("subject")), layers, made, trace)
+        return cls(Descriptor.parse(manifest.get("subject")), layers, made, trace, packs)
 
-    def traced(self, trace: bytes) -> Artifact:
-        """Return this with another trace."""
-        return replace(self, trace=Descriptor.of(_TRACE_KIND, trace))
+    def traced(self, trace: bytes, packs: Mapping[str, Descriptor] | None = None) -> Artifact:
+        """Return this with another trace.
+
+        Args:
+            trace: The trace (`trace.dump`).
+            packs: For layers that it names, what it names (`Descriptor.of_pack`).
+        """
+        return replace(self, trace=Descriptor.of(_TRACE_KIND, trace), packs=packs or {})
+
+    def untraced(self) -> Artifact:
+        """Return this without a trace."""
+        return replace(self, trace=None, packs={})
 
     def covers(self, layers: Sequence[str]) -> bool:
         """Whether every one of these layers has a lazy form."""
@@ -222,6 +237,23 @@ class Artifact:
 def _notes(piece: Any) -> dict[str, Any]:
     notes = piece.get("annotations") if isinstance(piece, dict) else None
     return notes if isinstance(notes, dict) else {}
+
+
+def _start(pieces: list[Any]) -> tuple[list[Any], Descriptor | None, dict[str, Descriptor]]:
+    """Take the trace and the packs off, which come last."""
+    packs = dict[str, Descriptor]()
+    while pieces and isinstance(pieces[-1], dict) and pieces[-1].get("mediaType") == _PACK_KIND:
+        *pieces, last = pieces
+        packs[str(_notes(last).get(_LAYER))] = Descriptor.parse(last)
+    if not len(pieces) % 2:
+        if packs:
+            raise _refused("it has packs of blocks, and no trace")
+        return pieces, None, {}
+    *pieces, last = pieces
+    trace = Descriptor.parse(last)
+    if trace.kind != _TRACE_KIND or trace.size > LARGEST_TRACE:
+        raise _refused(f"it ends with a {trace.kind} of {trace.size} bytes")
+    return pieces, trace, packs
 
 
 def _pair(image: Any, table: Any) -> LazyLayer:

@@ -19,7 +19,14 @@ from fleetfoot.lazyfs import nodes, trace
 from fleetfoot.lazyfs.artifact import LARGEST_WHOLE, Descriptor, layers_of
 from fleetfoot.lazyfs.building import converted, converter
 from fleetfoot.lazyfs.compare import differences
-from fleetfoot.lazyfs.convert import attach, attach_traced, forget_trace, manifest_of, unpack
+from fleetfoot.lazyfs.convert import (
+    attach,
+    attach_traced,
+    forget_trace,
+    manifest_of,
+    unpack,
+    wrong_packs,
+)
 from fleetfoot.lazyfs.distribution import Access, Reference, Repository
 from fleetfoot.lazyfs.picture import LayerRead, draw, strip
 from fleetfoot.lazyfs.stores import Layout, Remote, artifact_of
@@ -163,6 +170,7 @@ def lazy_verify(
         with store.open(each.image.digest) as stream:
             problems += [f"{each.layer}: {line}" for line in table.check(stream)]
         err.print(f"{each.layer[:19]}: {table.sector_count} sectors read", highlight=False)
+    problems += wrong_packs(store, found)
     _tell(problems, f"{image} is what its tables say")
 
 

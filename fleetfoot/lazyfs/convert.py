@@ -15,11 +15,12 @@ import shutil
 import subprocess
 import tempfile
 import zlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fleetfoot.errors import FleetfootError
+from fleetfoot.lazyfs import trace
 from fleetfoot.lazyfs.artifact import Artifact, Descriptor, LazyLayer, layers_of
 from fleetfoot.lazyfs.distribution import INDEXES, MANIFEST
 from fleetfoot.lazyfs.layers import Directory, Rewriter, Tree
@@ -28,7 +29,7 @@ from fleetfoot.lazyfs.table import LARGEST, Table, hex_digest
 from fleetfoot.locks import alone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from fleetfoot.lazyfs.stores import Store
 
@@ -44,6 +45,7 @@ __all__ = [
     "manifest_of",
     "unpack",
     "versions",
+    "wrong_packs",
 ]
 
 FORM = 1
@@ -424,22 +426,72 @@ def attach(store: Store, converted: Converted) -> bool:
     artifact = converted.artifact
     with contextlib.suppress(FleetfootError):  # what is not usable is replaced
         found = artifact_of(store, artifact.subject.digest)
-        if found and replace(found, trace=None) == artifact:
+        if found and found.untraced() == artifact:
             return False
     store.attach(artifact, converted.blobs)
     return True
 
 
 def attach_traced(store: Store, found: Artifact, recorded: bytes) -> bool:
-    """Keep a trace with the lazy form of an image; return whether that changed anything."""
-    traced = found.traced(recorded)
-    if traced == found or not traced.trace:
-        return False
+    """Keep a trace with the lazy form of an image, and the blocks that it names as packs.
+
+    Returns:
+        Whether that changed anything.
+    """
+    named = trace.parse(recorded)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trace.json"
-        file.write_bytes(recorded)
-        store.attach(traced, {traced.trace.digest: file})
+        files, packs = dict[str, Path](), dict[str, Descriptor]()
+        for number, lazy in enumerate(found.layers):
+            file = Path(folder) / str(number)
+            pack = _packed(store, lazy, named.get(lazy.name, []), file)
+            if pack.size:
+                packs[lazy.layer], files[pack.digest] = pack, file
+        traced = found.traced(recorded, packs)
+        if traced == found or not traced.trace:
+            return False
+        files[traced.trace.digest] = Path(folder) / "trace.json"
+        files[traced.trace.digest].write_bytes(recorded)
+        store.attach(traced, files)
     return True
+
+
+def _packed(store: Store, lazy: LazyLayer, runs: Sequence[range], target: Path) -> Descriptor:
+    """Write blocks of a sector image one after the other, verified."""
+    table = lazy.table_of(store.blob(lazy.table.digest))
+    whole, size = hashlib.sha256(), 0
+    with target.open("wb") as stream:
+        for run in table.within(runs):
+            offset = run.start * table.block
+            count = sum(table.block_size(block) for block in run)
+            data = store.piece(lazy.image.digest, offset, count)
+            if len(data) != count or table.wrong(run.start, data):
+                raise FleetfootError(
+                    f"the sector image of {lazy.layer} is not what its table says",
+                    "its trace is not kept",
+                    "convert the image again (`fleetfoot lazy convert`)",
+                )
+            stream.write(data)
+            whole.update(data)
+            size += count
+    return Descriptor.of_pack(f"sha256:{whole.hexdigest()}", size)
+
+
+def wrong_packs(store: Store, found: Artifact) -> Iterator[str]:
+    """Compare packs with what they stand for; yield what is wrong, a line each."""
+    named = trace.parse(store.blob(found.trace.digest)) if found.trace else {}
+    layers = {each.layer: each for each in found.layers}
+    with tempfile.TemporaryDirectory() as folder:
+        for layer, pack in found.packs.items():
+            lazy = layers.get(layer)
+            runs = named.get(lazy.name, []) if lazy else []
+            if lazy is None or _packed(store, lazy, runs, Path(folder) / "pack") != pack:
+                yield f"{layer}: its pack has other blocks than the trace names"
+            whole = hashlib.sha256()
+            with store.open(pack.digest) as stream:
+                while piece := stream.read(_PIECE):
+                    whole.update(piece)
+            if f"sha256:{whole.hexdigest()}" != pack.digest:
+                yield f"{layer}: its pack is damaged"
 
 
 def forget_trace(store: Store, found: Artifact) -> bool:
@@ -450,7 +502,7 @@ def forget_trace(store: Store, found: Artifact) -> bool:
     """
     if found.trace is None:
         return False
-    store.attach(replace(found, trace=None), {})
+    store.attach(found.untraced(), {})
     left = artifact_of(store, found.subject.digest)
     if left and left.trace:
         raise FleetfootError(

@@ -8,6 +8,7 @@ for both.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import io
@@ -186,6 +187,19 @@ def _first(described: dict[str, Any], host: str) -> tuple[str, dict[str, Any]]:
     return f"https://{host}", {}
 
 
+@functools.lru_cache(maxsize=64)
+def _trusting(authority: Path | None, _stamp: tuple[int, int]) -> ssl.SSLContext:
+    """Return whom to trust, read once for as long as the file is the same."""
+    return ssl.create_default_context(cafile=str(authority) if authority else None)
+
+
+def _stamp(authority: Path | None) -> tuple[int, int]:
+    if authority is None:
+        return 0, 0
+    found = authority.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a registry answered: status, header (lower case), body."""
@@ -212,8 +226,7 @@ class Repository:
         self._others: ssl.SSLContext | None = None
         if split.scheme == "https":
             # Its own authority alone where it has one: the system's take a node long to read.
-            authority = str(access.authority) if access.authority else None
-            self._context = ssl.create_default_context(cafile=authority)
+            self._context = _trusting(access.authority, _stamp(access.authority))
 
     # What is asked
 

@@ -45,6 +45,9 @@ class Store(Protocol):
     def open(self, digest: str) -> AbstractContextManager[IO[bytes]]:
         """Open a blob to read it piece by piece, unverified."""
 
+    def piece(self, digest: str, offset: int, count: int) -> bytes:
+        """Return bytes of a blob, unverified."""
+
     def referrers(self, digest: str) -> list[dict[str, Any]]:
         """Return descriptors of the lazy forms that are attached to a manifest."""
 
@@ -106,6 +109,10 @@ class Remote:
     def open(self, digest: str) -> AbstractContextManager[IO[bytes]]:
         """Open a blob to read it piece by piece, unverified."""
         return self.repository.stream(digest)
+
+    def piece(self, digest: str, offset: int, count: int) -> bytes:
+        """Return bytes of a blob, unverified."""
+        return self.repository.range(digest, offset, count)
 
     def referrers(self, digest: str) -> list[dict[str, Any]]:
         """Return descriptors of the lazy forms that are attached to a manifest."""
@@ -199,6 +206,12 @@ class Layout:
             raise AbsentError(f"{self} has no {digest}") from missing
         with stream:
             yield stream
+
+    def piece(self, digest: str, offset: int, count: int) -> bytes:
+        """Return bytes of a blob, unverified."""
+        with self.open(digest) as stream:
+            stream.seek(offset)
+            return stream.read(count)
 
     def referrers(self, digest: str) -> list[dict[str, Any]]:
         """Return descriptors of the lazy forms that are attached to a manifest."""

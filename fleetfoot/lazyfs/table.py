@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING
 from fleetfoot.errors import FleetfootError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["BLOCK", "LARGEST", "SECTOR", "Table", "hex_digest"]
 
@@ -141,6 +141,11 @@ class Table:
             for number, piece in enumerate(pieces, first)
             if hashlib.sha256(piece).digest() != self.block_digest(number)
         ]
+
+    def within(self, runs: Iterable[range]) -> list[range]:
+        """Return what of runs of blocks there is: traces come from elsewhere."""
+        known = (range(run.start, min(run.stop, self.block_count)) for run in runs)
+        return [run for run in known if run]
 
     def blocks_of(self, offset: int, count: int) -> range:
         """Return the numbers of the blocks that hold `count` bytes from `offset` on."""

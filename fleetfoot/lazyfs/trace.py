@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["dump", "parse", "runs"]
 
 _LONGEST = 64  # blocks of a run: a sector, so that what is read first does not wait for much
-_GAP = 1  # blocks that are fetched along: 64 KiB cost less than another request
 
 
 def runs(blocks: Sequence[int]) -> list[range]:
-    """Join blocks that lie close together, in the order of the first reads.
+    """Join blocks that lie side by side, in the order of the first reads.
 
     Args:
         blocks: Numbers, in the order of their first reads.
@@ -31,11 +30,11 @@ def runs(blocks: Sequence[int]) -> list[range]:
     joined: list[range] = []
     for block in sorted(order):
         last = joined[-1] if joined else range(0)
-        if last and block <= last.stop + _GAP and block < last.start + _LONGEST:
+        if last and block == last.stop and block < last.start + _LONGEST:
             joined[-1] = range(last.start, block + 1)
         else:
             joined.append(range(block, block + 1))
-    return sorted(joined, key=lambda run: min(order[block] for block in run if block in order))
+    return sorted(joined, key=lambda run: min(order[block] for block in run))
 
 
 def dump(touched: Mapping[str, Sequence[int]]) -> bytes:

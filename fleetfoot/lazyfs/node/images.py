@@ -34,6 +34,9 @@ _REMEMBERED = 60.0  # seconds that a decision holds: a pull asks for all layers 
 _KEPT = 600.0  # seconds that what a pull has prepared is kept without a snapshot
 _GIVEN_UP = 600.0  # seconds that an image is pulled as ever which could not be mounted
 _LAYERS_AT_ONCE = 4
+_REQUESTS_AT_ONCE = (
+    2  # each needs a connection: its handshake takes a node as long as some requests
+)
 _TIMEOUT = 5.0  # seconds without a byte until an image is pulled as ever
 
 
@@ -128,9 +131,10 @@ class Images:
         place = Place(reference.host, reference.name)
         wanted = {each.digest for each in layers}
         lazy = [each for each in artifact.layers if each.layer in wanted]
-        with ThreadPoolExecutor(_LAYERS_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
             folders = list(pool.map(lambda each: self._kept(store, each, place), lazy))
-            self._trace(store, artifact)
+        self._trace(store, artifact)
+        with ThreadPoolExecutor(_LAYERS_AT_ONCE) as pool:
             # containerd asks for one layer after the other, and each mount waits for the registry.
             list(pool.map(self._attached, folders))
         self._log(f"{reference} is mounted lazily: {len(folders)} layers, {_size(artifact)}")
@@ -149,10 +153,10 @@ class Images:
         try:
             found = trace.parse(store.blob(artifact.trace.digest))
             for lazy in artifact.layers:
-                name = lazy.name
+                name, pack = lazy.name, artifact.packs.get(lazy.layer)
                 folder = Folder.of(self._root, name)
                 if name in found and folder.path.exists():
-                    folder.set_trace(found[name])
+                    folder.set_trace(found[name], pack.digest if pack else "")
         except (FleetfootError, OSError) as error:
             self._log(str(error))
 

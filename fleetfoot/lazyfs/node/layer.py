@@ -192,6 +192,53 @@ class Layer:
                 got.update(self.fetch(range(block, block + 1)))
         return {block: data for block, data in got.items() if block in blocks}
 
+    def fetch_packed(self, runs: Sequence[range], pack: str, offset: int) -> None:
+        """Make blocks present that another blob has one after the other, where it does.
+
+        Tried once: what does not come so is left to `fetch`. Blocks that others fetch are theirs.
+
+        Args:
+            runs: Their numbers.
+            pack: Digest of that blob.
+            offset: Where they begin in it.
+        """
+        places, count = dict[int, int](), 0
+        for block in (block for run in runs for block in run):
+            places[block] = count
+            count += self.table.block_size(block)
+        mine, _ = self._divided([block for block in places if not self._here(block)])
+        try:
+            data = self._piece(pack, offset, count) if mine else None
+            if data is None:
+                return
+            for flight, run in mine:
+                start = places[run.start]
+                piece = data[start : start + sum(self.table.block_size(block) for block in run)]
+                if self.table.wrong(run.start, piece):
+                    self.counts.add("corrupted_fetched")
+                    self._log(f"blocks {run} of {self._digest} are others in its pack")
+                    continue
+                flight.blocks = self._kept(run, piece)
+        finally:
+            for flight, run in mine:
+                self._landed(flight, run)
+
+    def _piece(self, digest: str, offset: int, count: int) -> memoryview | None:
+        begun = time.monotonic()
+        for origin in self._known_origins(anew=False):
+            try:
+                data = origin.range(digest, offset, count)
+            except FleetfootError as error:
+                self.counts.add(f"errors_{_CAUSES.get(type(error), 'refused')}")
+                self._log(str(error))
+                continue
+            if len(data) == count:
+                self.counts.add("requests")
+                self.counts.add("bytes_fetched", count)
+                self.counts.add("seconds_fetching", time.monotonic() - begun)
+                return memoryview(data)
+        return None
+
     def missing(self) -> Iterator[int]:
         """Return numbers of blocks that are not here, ascending; verifies those that are."""
         if self._first_of != (generation := self.cache.generation):
@@ -242,10 +289,14 @@ class Layer:
     def _run(self, run: range, deadline: float) -> dict[int, memoryview]:
         size = self.table.block
         offset, count = run.start * size, sum(self.table.block_size(block) for block in run)
-        data = memoryview(self._fetched(run, offset, count, deadline))  # its parts are no copies
+        return self._kept(run, memoryview(self._fetched(run, offset, count, deadline)))
+
+    def _kept(self, run: range, data: memoryview) -> dict[int, memoryview]:
+        """Keep verified blocks; return them, which are no copies."""
         if not self.cache.write(run.start, data):
             self.counts.add("uncached", len(run))
-        pieces = (data[start : start + size] for start in range(0, count, size))
+        size = self.table.block
+        pieces = (data[start : start + size] for start in range(0, len(data), size))
         return dict(zip(run, pieces, strict=True))
 
     def _fetched(self, run: range, offset: int, count: int, deadline: float) -> bytes:

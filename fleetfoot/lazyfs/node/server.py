@@ -20,13 +20,15 @@ from fleetfoot.lazyfs.node.mounts import mounted
 from fleetfoot.lazyfs.node.store import Cache, Folder, Place, keep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from fleetfoot.lazyfs.table import Table
 
 __all__ = ["Server"]
 
 _PAUSE = 1.0  # seconds between two looks at what is to be done
-_AHEAD = 3  # requests at once that fetch ahead, for the whole node
-_PIECE = 16  # blocks that the background fetches at once: 1 MiB
+_AHEAD = 2  # requests at once that fetch ahead, for the whole node
+_PIECE = 16  # blocks that come at once in the background, and of a pack: 1 MiB
 _QUIET = 5.0  # seconds without a block that somebody waited for, until the background goes on
 _STARTING = 20.0  # seconds from a layer's first use: a start may compute a while between its reads
 _STARVED = 300.0  # seconds after which it does a little in any case
@@ -45,15 +47,17 @@ class _Ahead:
 
     Attributes:
         runs: Blocks of its trace, in the order in which a start reads them.
-        todo: Those that nobody has begun with.
+        pack: Digest of the blob that has them one after the other; nothing without one.
+        todo: Those that nobody has begun with, as they are fetched, and where they are in it.
         threads: How many fetch them still.
         begun: When they began.
         told_after: Seconds from then on until what came is told next.
     """
 
     runs: list[range]
-    todo: Iterator[range]
-    threads: int = _AHEAD
+    pack: str
+    todo: Iterator[tuple[list[range], int]]
+    threads: int
     begun: float = field(default_factory=time.monotonic)
     told_after: float = _FIRST_TOLD
 
@@ -117,14 +121,16 @@ class Server:
                 deadline=self.deadline,
                 log=_log,
             )
-            runs = _within(folder.trace(), table.block_count)
+            runs, pack = table.within(folder.trace()), folder.pack()
             # Reads of these are not seen here. In the order of the trace, where it names them.
             told = {block for run in folder.ahead() for block in run}
             layer.note(block for run in runs for block in run if block in told)
             layer.note(sorted(told))
-            if runs:
-                self._aheads[name] = ahead = _Ahead(runs, iter(runs))
-        for _ in range(_AHEAD if runs else 0):
+            todo = _parts(table, runs) if pack else [([run], 0) for run in runs]
+            threads = min(_AHEAD, len(todo))
+            if todo:
+                self._aheads[name] = ahead = _Ahead(runs, pack, iter(todo), threads)
+        for _ in range(threads):
             threading.Thread(target=self._fetch_ahead, args=(layer, ahead), daemon=True).start()
         return layer
 
@@ -261,12 +267,16 @@ class Server:
         try:
             while True:
                 with self._lock:
-                    run = next(ahead.todo, None)
-                if run is None:
+                    part = next(ahead.todo, None)
+                if part is None:
                     return
+                runs, offset = part
                 with self._ahead:
-                    layer.fetch(run)
-                self.counts.add("blocks_ahead", len(run))
+                    if ahead.pack:
+                        layer.fetch_packed(runs, ahead.pack, offset)
+                    for run in runs:  # all of it is here, as a rule, where there is a pack
+                        layer.fetch(run)
+                self.counts.add("blocks_ahead", sum(len(run) for run in runs))
         except OSError as error:
             _log(f"fetching ahead: {error}")
         finally:
@@ -337,10 +347,18 @@ def _is_read_past_us(folder: Folder) -> bool:
     return str(folder.data) in mounted().values() or loops.reads(folder.data)
 
 
-def _within(runs: list[range], count: int) -> list[range]:
-    """Return what of runs is within so many blocks: traces come from elsewhere."""
-    known = (range(run.start, min(run.stop, count)) for run in runs)
-    return [run for run in known if run]
+def _parts(table: Table, runs: Sequence[range]) -> list[tuple[list[range], int]]:
+    """Divide what a pack has into parts of some blocks: their runs, and where each part begins."""
+    parts, full, offset = list[tuple[list[range], int]](), True, 0
+    for run in runs:
+        for start in range(run.start, run.stop, _PIECE):
+            piece = range(start, min(start + _PIECE, run.stop))
+            if full:
+                parts.append(([], offset))
+            parts[-1][0].append(piece)
+            full = sum(len(each) for each in parts[-1][0]) >= _PIECE
+            offset += sum(table.block_size(block) for block in piece)
+    return parts
 
 
 def _joined(blocks: set[int]) -> list[range]:

@@ -5,6 +5,7 @@
 - `table`: the table, as the artifact has it;
 - `sources.json`: repositories that have the sector image, `[[host, name], ...]`;
 - `trace.json`: blocks that a start reads, `[[first, behind the last], ...]` in their order;
+- `pack`: digest of the blob that has them one after the other, where there is one;
 - `data`: what was fetched, at its place, with holes for the rest;
 - `present`: a bit for each block that `data` has;
 - `complete`: all of `data` was verified; the boot in which, for a machine that lost its power may
@@ -157,10 +158,20 @@ class Folder:
         listed = [[each.host, each.name] for each in (place, *others)]
         keep(self.path / "sources.json", json.dumps(listed).encode())
 
-    def set_trace(self, runs: Sequence[range]) -> None:
-        """Remember what is to be fetched ahead."""
+    def set_trace(self, runs: Sequence[range], pack: str = "") -> None:
+        """Remember what is to be fetched ahead, and the blob that has it one after the other."""
         listed = [[run.start, run.stop] for run in runs]
+        (self.path / "pack").unlink(missing_ok=True)  # it would be another trace's
         keep(self.path / "trace.json", json.dumps(listed).encode())
+        if pack:
+            keep(self.path / "pack", pack.encode())
+
+    def pack(self) -> str:
+        """Return the digest of the blob with what its trace names; nothing without one."""
+        try:
+            return (self.path / "pack").read_text()
+        except OSError:
+            return ""
 
     def trace(self) -> list[range]:
         """Return what is to be fetched ahead, in this order."""

@@ -30,12 +30,17 @@ class Origin:
     def __init__(self) -> None:
         self.may = {block: threading.Event() for block in range(TABLE.block_count)}
         self.asked: list[range] = []
+        self.packs: dict[str, bytes] = {}
+        self.asked_packs: list[tuple[int, int]] = []
 
     def gives(self, *blocks: int) -> None:
         for block in blocks:
             self.may[block].set()
 
-    def range(self, _digest: str, offset: int, count: int) -> bytes:
+    def range(self, digest: str, offset: int, count: int) -> bytes:
+        if digest in self.packs:
+            self.asked_packs.append((offset, count))
+            return self.packs[digest][offset : offset + count]
         run = range(offset // BLOCK, -(-(offset + count) // BLOCK))
         self.asked.append(run)
         for block in run:
@@ -324,3 +329,77 @@ def test_a_trace_recorded_anew_has_what_was_told_in_its_order(
     folder.set_trace([range(30, 32), range(10, 12)])
     folder.set_ahead([range(3, 4), range(10, 12), range(30, 32)])
     assert Server(root=tmp_path).layer(NAME).touched == [30, 31, 10, 11, 3]
+
+
+def packed(*runs: range) -> bytes:
+    """Return blocks one after the other."""
+    return b"".join(IMAGE[run.start * BLOCK : run.stop * BLOCK] for run in runs)
+
+
+def test_a_pack_brings_a_trace_with_few_requests(
+    folder: Folder, origin: Origin, tmp_path: Path
+) -> None:
+    runs = [range(40, 41), range(3, 5), range(10, 30), range(8, 9), range(500, 501)]
+    origin.packs["pack"] = packed(*runs[:-1])
+    folder.set_trace(runs, "pack")
+    server = Server(root=tmp_path)
+    layer = server.layer(NAME)
+    wait(lambda: not server._aheads[NAME].threads)
+    named = [block for run in runs[:-1] for block in run]
+    assert all(layer.cache.has(block) for block in named)
+    assert layer.cache.count == len(named) == 24
+    asked = sorted(origin.asked_packs)
+    assert [offset for offset, _ in asked[1:]] == [offset + count for offset, count in asked[:-1]]
+    assert len(asked) == 2, "of at most some 1 MiB each"
+    assert not origin.asked
+    assert server.counts["blocks_ahead"] == 24
+    assert layer.read(40 * BLOCK, 4096) == IMAGE[40 * BLOCK :]
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_others_fetch_is_theirs(origin: Origin, tmp_path: Path) -> None:
+    origin.packs["pack"] = packed(range(4, 6), range(9, 10))
+    server = Server(root=tmp_path)
+    layer = server.layer(NAME)
+    thread = reading(layer, 4)
+    layer.fetch_packed([range(4, 6)], "pack", 0)
+    assert not origin.asked_packs, "both are on their way"
+    layer.fetch_packed([range(4, 6), range(9, 10)], "pack", 0)
+    assert layer.cache.has(9)
+    assert not layer.cache.has(4)
+    origin.gives(*range(4, 8))
+    thread.join()
+    assert layer.cache.has(4)
+
+
+@pytest.mark.parametrize("pack", ["damaged", "short", "refused"])
+def test_a_pack_that_is_wrong_costs_time_alone(
+    folder: Folder, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: str
+) -> None:
+    content = bytearray(packed(range(5, 7)))
+    content[5] ^= 1
+    origin.packs |= {"damaged": bytes(content), "short": bytes(content[:100])}
+    give = origin.range
+
+    def given(digest: str, offset: int, count: int) -> bytes:
+        if digest == "refused":
+            raise FleetfootError(digest)
+        return give(digest, offset, count)
+
+    monkeypatch.setattr(origin, "range", given)
+    origin.gives(5, 6)
+    folder.set_trace([range(5, 7)], pack)
+    server = Server(root=tmp_path)
+    layer = server.layer(NAME)
+    wait(lambda: not server._aheads[NAME].threads)
+    assert origin.asked == [range(5, 7)]
+    assert layer.read(5 * BLOCK, 2 * BLOCK) == packed(range(5, 7))
+    assert server.counts["corrupted_fetched"] == (pack == "damaged")
+
+
+def test_a_new_trace_has_no_pack_of_another(folder: Folder) -> None:
+    assert not folder.pack()
+    folder.set_trace([range(1)], "pack")
+    assert folder.pack() == "pack"
+    folder.set_trace([range(1)])
+    assert not folder.pack()

@@ -58,6 +58,18 @@ def test_a_trace_comes_along() -> None:
         Artifact.parse(json.dumps(plain).encode())
 
 
+def test_packs_come_along_with_a_trace() -> None:
+    pack = Descriptor.of_pack(name(7), 65536)
+    traced = FOUND.traced(b"{}", {name(2): pack, name(1): pack})
+    assert Artifact.parse(traced.dump()) == traced
+    assert traced.untraced() == FOUND
+    assert traced.traced(b"{}") == FOUND.traced(b"{}"), "they were another trace's"
+    plain = json.loads(traced.dump())
+    del plain["layers"][-3]
+    with pytest.raises(FleetfootError, match="packs of blocks, and no trace"):
+        Artifact.parse(json.dumps(plain).encode())
+
+
 def test_it_says_which_layers_it_covers() -> None:
     assert FOUND.covers([name(1), name(2), name(1)])
     assert not FOUND.covers([name(1), name(3)])

@@ -77,9 +77,7 @@ def test_a_small_layer_comes_whole(tmp_path: Path) -> None:
     assert all(cache.confirm(block) for block in range(cache.count))
 
 
-def test_a_large_layer_comes_as_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_layer_comes_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "LARGEST_WHOLE", len(CONTENT) - 1)
     with registry(tmp_path) as served:
         folder = pulled(tmp_path, served, [])

@@ -13,10 +13,16 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs import trace
 from fleetfoot.lazyfs.artifact import KIND, Artifact, Descriptor, LazyLayer
 from fleetfoot.lazyfs.commands import lazy
-from fleetfoot.lazyfs.convert import Converted, attach, attach_traced, forget_trace
+from fleetfoot.lazyfs.convert import (
+    Converted,
+    attach,
+    attach_traced,
+    forget_trace,
+    wrong_packs,
+)
 from fleetfoot.lazyfs.distribution import INDEX, MANIFEST, AbsentError, Access, Repository
 from fleetfoot.lazyfs.stores import Layout, Remote, Store, artifact_of
-from fleetfoot.lazyfs.table import Table
+from fleetfoot.lazyfs.table import BLOCK, Table
 from tests.unit.lazyfs.registry import Registry
 
 if TYPE_CHECKING:
@@ -112,6 +118,38 @@ def test_a_trace_is_kept_with_it_and_stays(store: Store, tmp_path: Path) -> None
         assert not attach_traced(store, found, recorded)
     assert not attach(store, converted)
     assert artifact_of(store, SUBJECT.digest) == found
+
+
+def test_what_a_trace_names_is_kept_as_a_pack(store: Store, tmp_path: Path) -> None:
+    content = b"".join(bytes([block]) * BLOCK for block in range(5)) + b"end"
+    artifact, blobs = made(tmp_path, content)
+    attach(store, Converted(artifact, blobs, fresh=0))
+    (lazy_layer,) = artifact.layers
+    attach_traced(store, artifact, trace.dump({lazy_layer.name: [5, 2, 3, 0, 99]}))
+    found = artifact_of(store, SUBJECT.digest)
+    assert found is not None
+    pack = found.packs[lazy_layer.layer]
+    runs = (range(5, 6), range(2, 4), range(1))
+    pieces = [content[run.start * BLOCK : run.stop * BLOCK] for run in runs]
+    assert store.blob(pack.digest) == b"".join(pieces), "in the order of the trace"
+    assert not list(wrong_packs(store, found))
+    other = found.traced(trace.dump({lazy_layer.name: [5, 2, 3, 1]}), found.packs)
+    other_trace = tmp_path / "other"
+    other_trace.write_bytes(trace.dump({lazy_layer.name: [5, 2, 3, 1]}))
+    assert other.trace is not None
+    store.attach(other, {other.trace.digest: other_trace})
+    assert ["other blocks" in line for line in wrong_packs(store, other)] == [True]
+
+
+def test_a_trace_is_not_kept_with_blocks_that_are_damaged(tmp_path: Path) -> None:
+    store = holding_image(tmp_path / "layout")
+    artifact, blobs = made(tmp_path, b"content")
+    attach(store, Converted(artifact, blobs, fresh=0))
+    (lazy_layer,) = artifact.layers
+    (tmp_path / "layout/blobs" / lazy_layer.image.digest.replace(":", "/")).write_bytes(b"CONTENT")
+    with pytest.raises(FleetfootError, match="not what its table says"):
+        attach_traced(store, artifact, trace.dump({lazy_layer.name: [0]}))
+    assert artifact_of(store, SUBJECT.digest) == artifact
 
 
 def test_a_trace_is_forgotten(store: Store, tmp_path: Path) -> None:

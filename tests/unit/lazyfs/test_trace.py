@@ -8,9 +8,9 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.trace import dump, parse, runs
 
 
-def test_blocks_that_lie_close_together_are_one_run() -> None:
-    assert runs([25, 27, 7, 1, 2, 9, 17]) == [
-        range(25, 28),
+def test_blocks_that_lie_side_by_side_are_one_run() -> None:
+    assert runs([25, 26, 7, 1, 2, 9, 8, 17]) == [
+        range(25, 27),
         range(7, 10),
         range(1, 3),
         range(17, 18),
