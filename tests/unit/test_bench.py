@@ -221,7 +221,7 @@ def pulls(times_sooner: float, moved: float) -> dict[str, dict[str, float]]:
     arms = {}
     for one in pull.WORKLOADS:
         whole = {"moved": 1.0, "complete_s": 100.0, **reads}
-        arms[f"{one.name} eager"] = {"answer_s": 100.0, **whole}
+        arms[f"{one.name} eager"] = {"answer_s": 100.0, "again_s": 4.0, **whole}
         arms[f"{one.name} tuned"] = {"answer_s": 80.0, **whole}
         arms[f"{one.name} soci"] = {"answer_s": 10.0, **whole}
         ours = {**whole, "answer_s": 100 / times_sooner, "moved": moved, "daemons_mb": 60.0}
@@ -243,6 +243,7 @@ def test_ratios_of_pulls_have_stable_names() -> None:
     assert found["spark.eager_over_lazy"] == pytest.approx(5)
     assert found["spark.soci_over_lazy"] == pytest.approx(0.5)
     assert found["spark.bytes_fraction"] == 0.1
+    assert found["spark.eager_over_again"] == 25
     assert found["spark.complete_read"] == 1
 
 
