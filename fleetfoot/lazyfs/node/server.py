@@ -30,7 +30,10 @@ _PAUSE = 1.0  # seconds between two looks at what is to be done
 _AHEAD = 2  # requests at once that fetch ahead, for the whole node
 _PIECE = 16  # blocks that come at once in the background, and of a pack: 1 MiB
 _QUIET = 5.0  # seconds without a block that somebody waited for, until the background goes on
-_STARTING = 20.0  # seconds from a layer's first use: a start may compute a while between its reads
+#: Seconds from a layer's first use in which a start may still compute between its reads: it does
+#: where this much of one processor is busy, our own work aside. Then the background waits, too.
+_STARTING, _COMPUTES = 120.0, 0.6
+_STAT = Path("/proc/stat")
 _STARVED = 300.0  # seconds after which it does a little in any case
 #: Seconds from the beginning of fetching ahead until what came is told, and then twice as many each
 #: time: what is done then takes the processor from a start, which is over by the first of them.
@@ -97,6 +100,7 @@ class Server:
     _misses: float = 0
     _missed_at: float = -_QUIET
     _opened_at: float = -_STARTING
+    _spent: tuple[float, float] = (0.0, 0.0)  # seconds of processors until when
     _worked_at: float = field(default_factory=time.monotonic)
 
     def layer(self, name: str) -> Layer:
@@ -188,10 +192,12 @@ class Server:
     def _is_quiet(self) -> bool:
         """Whether nobody waits for a registry: a start comes before what nobody asked for."""
         now, misses = time.monotonic(), self.counts["blocks_missed"] + self.counts["blocks_ahead"]
+        (before, since), self._spent = self._spent, (_spent_by_others(), now)
+        computes = self._spent[0] - before > _COMPUTES * (now - since)
         if misses != self._misses:
             self._misses, self._missed_at = misses, now
-        is_starting = now - self._missed_at < _QUIET or now - self._opened_at < _STARTING
-        if is_starting and now - self._worked_at < _STARVED:
+        is_starting = computes and now - self._opened_at < _STARTING
+        if (is_starting or now - self._missed_at < _QUIET) and now - self._worked_at < _STARVED:
             return False
         self._worked_at = now
         return True
@@ -370,6 +376,13 @@ def _joined(blocks: set[int]) -> list[range]:
         else:
             runs.append(range(block, block + 1))
     return runs
+
+
+def _spent_by_others() -> float:
+    """Return the time that processors spent on anything but this process, in seconds."""
+    spent = [int(word) for word in _STAT.read_text().split("\n", 1)[0].split()[1:8]]
+    idle = spent[3] + spent[4]  # proc_stat(5)
+    return (sum(spent) - idle) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def _is_fuller(folder: Path, part: float) -> bool:

@@ -17,7 +17,7 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs.distribution import UnreachableError
 from fleetfoot.lazyfs.node import layer as module
 from fleetfoot.lazyfs.node.layer import Counts, Layer
-from fleetfoot.lazyfs.node.server import Server
+from fleetfoot.lazyfs.node.server import Server, _spent_by_others
 from fleetfoot.lazyfs.node.store import Cache, Folder, Place
 from fleetfoot.lazyfs.table import BLOCK, SECTOR, Table
 
@@ -452,17 +452,34 @@ def test_the_background_leaves_starts_alone_and_never_starves(
 def test_the_background_waits_where_a_start_computes(
     folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = 1000.0
+    now = spent = 1000.0
     monkeypatch.setattr("fleetfoot.lazyfs.node.server.time.monotonic", lambda: now)
+    monkeypatch.setattr("fleetfoot.lazyfs.node.server._spent_by_others", lambda: spent)
     server = Server(root=tmp_path)
-    assert server._is_quiet()
+
+    def is_quiet_after(busy: float) -> bool:
+        nonlocal now, spent
+        now, spent = now + 1, spent + busy
+        return server._is_quiet()
+
+    is_quiet_after(0)
+    assert is_quiet_after(2), "nothing has been used yet"
     server.layer(folder.name)
-    now += 19
-    assert not server._is_quiet()
-    now += 1
-    assert server._is_quiet()
-    server.layer(folder.name)  # which it knows
-    assert server._is_quiet()
+    assert [is_quiet_after(busy) for busy in (0.9, 0.5, 1.5, 0.1)] == [False, True, False, True]
+    computing = [is_quiet_after(1.0) for _ in range(130)]
+    assert computing.index(True) == 115, "two minutes from its first use"
+    assert all(computing[115:])
+    server.layer(folder.name)  # which is known
+    assert is_quiet_after(1.0)
+
+
+def test_what_processors_spent_on_others_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stat := tmp_path / "stat").write_text("cpu  100 20 30 9999 999 4 6 50 0 0\ncpu0 1 2 3\n")
+    monkeypatch.setattr("fleetfoot.lazyfs.node.server._STAT", stat)
+    monkeypatch.setattr("fleetfoot.lazyfs.node.server.time.process_time", lambda: 0.5)
+    assert _spent_by_others() == 160 / os.sysconf("SC_CLK_TCK") - 0.5
 
 
 def test_layers_with_the_same_content_share_a_folder(folder: Folder, tmp_path: Path) -> None:
