@@ -87,7 +87,7 @@ class Workload:
         faster: How many times sooner it should answer in arm `traced` than in `eager`.
         moved: Part of the packed image that may have come by then.
         command: What is run; the image's own where it is empty.
-        serves: Whether it answers over HTTP; else by the first line that it prints.
+        serves: Whether it answers over HTTP; else it prints a line with 42.
     """
 
     name: str
@@ -98,6 +98,7 @@ class Workload:
     serves: bool = False
 
 
+_SAID = "42"
 _PRINTS = ("/usr/bin/python3", "-B", "-c", "print(6 * 7)")
 WORKLOADS = (
     Workload("command", "spark", 20, 0.15, _PRINTS),
@@ -298,9 +299,12 @@ class _Scene:
         return found
 
     def _again(self, one: Workload, reference: str) -> float:
-        ahead, begun = self.node.clock(), time.time()
-        with self._pod(one, reference) as name:
-            return self._answer(one, name, ahead) - begun
+        took = 0.0
+        for _ in range(2):  # the first reads all of it from the disk
+            ahead, begun = self.node.clock(), time.time()
+            with self._pod(one, reference) as name:
+                took = self._answer(one, name, ahead) - begun
+        return took
 
     def _reference(self, one: Workload, arm: str) -> str:
         """Return what a workload is started from in an arm."""
@@ -375,9 +379,7 @@ class _Scene:
         if one.serves:
             return float(self._wait(self._served, f"an answer of {one.name}"))
         line = str(self._wait(lambda: self._printed(pod), f"a line of {one.name}", _ASKING))
-        stamp, _, said = line.partition(" ")
-        if said.strip() != "42":
-            raise FleetfootError(f"{one.name} answered {said!r}", "nothing can be compared")
+        stamp = line.partition(" ")[0]
         return (
             datetime.datetime.fromisoformat(f"{stamp[:26].rstrip('Z')}+00:00").timestamp() - ahead
         )
@@ -396,7 +398,13 @@ class _Scene:
             said = self._api.read_namespaced_pod_log(pod, _NAMESPACE, timestamps=True)
         except kubernetes.client.ApiException:  # it has not begun
             return ""
-        return next((line for line in str(said).splitlines() if line.partition(" ")[2].strip()), "")
+        lines = str(said).splitlines()
+        answer = next((line for line in lines if line.partition(" ")[2].strip() == _SAID), "")
+        if not answer and self._pods(pod)[0].status.phase == "Failed":
+            raise FleetfootError(
+                f"{pod} ended without an answer: {said}", "nothing can be compared"
+            )
+        return answer
 
     def _complete(self, arm: str, answer: float, came: Callable[[], bool]) -> float:
         """Return when all of the image was there: what is pulled whole is, before it starts.

@@ -11,13 +11,22 @@ from fleetfoot.shell import FAMILY, run
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["install"]
+__all__ = ["COMPILE", "install"]
+
+COMPILE = """
+import compileall, py_compile, sys
+mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+compileall.compile_dir(sys.argv[1], quiet=2, invalidation_mode=mode)
+"""
+"""Compiles what is in a folder. It goes by no file's time, for archives of layers round them, and
+Python would compile at each start what seems to be older. What cannot be compiled is left, as pip
+does: packages carry templates."""
 
 
 def install(root: Path, requirements: Path) -> None:
     """Install packages where the image's own Python finds them, and compile them with it.
 
-    pip of the host cannot compile for another Python; what is not compiled is compiled at each start.
+    pip of the host cannot compile for another Python; what is not compiled is so at each start.
 
     Args:
         root: Root of the image, with Debian's Python.
@@ -39,7 +48,5 @@ def install(root: Path, requirements: Path) -> None:
     argv += ["--require-hashes", "--python-version", version, "--target", str(target)]
     argv += ["--disable-pip-version-check", "--root-user-action=ignore"]
     run([*argv, "--requirement", str(requirements)], consequence="the image is not built")
-    # Whatever does not compile is left, as pip does: packages carry templates.
-    code = f"import compileall; compileall.compile_dir('/{target.relative_to(root)}', quiet=2)"
-    inside = [*FAMILY, "chroot", str(root), f"/usr/bin/python{version}", "-c", code]
-    run(inside, consequence="the image is not built")
+    inside = [*FAMILY, "chroot", str(root), f"/usr/bin/python{version}", "-c", COMPILE]
+    run([*inside, f"/{target.relative_to(root)}"], consequence="the image is not built")

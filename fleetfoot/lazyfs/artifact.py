@@ -205,9 +205,11 @@ class Artifact:
         if not isinstance(manifest, dict) or manifest.get("artifactType") != KIND:
             raise _refused(f"it is not of the type {KIND}")
         pieces = manifest.get("layers")
-        if not isinstance(pieces, list) or len(pieces) > 3 * _MOST_LAYERS + 1:
+        if not isinstance(pieces, list):
             raise _refused("its layers are not pairs of a sector image and a table")
         pieces, trace, packs = _start(pieces)
+        if len(pieces) > 2 * _MOST_LAYERS:
+            raise _refused(f"its layers are not pairs of what one has, of {_MOST_LAYERS} at most")
         layers = tuple(
             _pair(image, table) for image, table in zip(pieces[::2], pieces[1::2], strict=True)
         )

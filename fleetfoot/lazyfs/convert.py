@@ -478,20 +478,30 @@ def _packed(store: Store, lazy: LazyLayer, runs: Sequence[range], target: Path) 
 
 def wrong_packs(store: Store, found: Artifact) -> Iterator[str]:
     """Compare packs with what they stand for; yield what is wrong, a line each."""
-    named = trace.parse(store.blob(found.trace.digest)) if found.trace else {}
     layers = {each.layer: each for each in found.layers}
+    for layer, pack in found.packs.items():
+        try:
+            yield from _wrong_pack(store, found, layers.get(layer), pack)
+        except FleetfootError as error:
+            yield f"{layer}: its pack cannot be compared: {error}"
+
+
+def _wrong_pack(
+    store: Store, found: Artifact, lazy: LazyLayer | None, pack: Descriptor
+) -> Iterator[str]:
+    named = trace.parse(store.blob(found.trace.digest)) if found.trace else {}
+    if lazy is None:
+        yield "there is a pack of a layer without a lazy form"
+        return
     with tempfile.TemporaryDirectory() as folder:
-        for layer, pack in found.packs.items():
-            lazy = layers.get(layer)
-            runs = named.get(lazy.name, []) if lazy else []
-            if lazy is None or _packed(store, lazy, runs, Path(folder) / "pack") != pack:
-                yield f"{layer}: its pack has other blocks than the trace names"
-            whole = hashlib.sha256()
-            with store.open(pack.digest) as stream:
-                while piece := stream.read(_PIECE):
-                    whole.update(piece)
-            if f"sha256:{whole.hexdigest()}" != pack.digest:
-                yield f"{layer}: its pack is damaged"
+        if _packed(store, lazy, named.get(lazy.name, []), Path(folder) / "pack") != pack:
+            yield f"{lazy.layer}: its pack has other blocks than the trace names"
+    whole = hashlib.sha256()
+    with store.open(pack.digest) as stream:
+        while piece := stream.read(_PIECE):
+            whole.update(piece)
+    if f"sha256:{whole.hexdigest()}" != pack.digest:
+        yield f"{lazy.layer}: its pack is damaged"
 
 
 def forget_trace(store: Store, found: Artifact) -> bool:

@@ -188,15 +188,13 @@ def _first(described: dict[str, Any], host: str) -> tuple[str, dict[str, Any]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _trusting(authority: Path | None, _stamp: tuple[int, int]) -> ssl.SSLContext:
-    """Return whom to trust, read once for as long as the file is the same."""
-    return ssl.create_default_context(cafile=str(authority) if authority else None)
+def _trusting(authority: Path, _inode: int, _changed: int) -> ssl.SSLContext:
+    """Return what trusts an authority alone, read once for as long as its file is the same."""
+    return ssl.create_default_context(cafile=str(authority))
 
 
-def _stamp(authority: Path | None) -> tuple[int, int]:
-    if authority is None:
-        return 0, 0
-    found = authority.stat()
+def _stamp(file: Path) -> tuple[int, int]:
+    found = file.stat()
     return found.st_ino, found.st_mtime_ns
 
 
@@ -226,7 +224,11 @@ class Repository:
         self._others: ssl.SSLContext | None = None
         if split.scheme == "https":
             # Its own authority alone where it has one: the system's take a node long to read.
-            self._context = _trusting(access.authority, _stamp(access.authority))
+            self._context = (
+                _trusting(access.authority, *_stamp(access.authority))
+                if access.authority
+                else ssl.create_default_context()
+            )
 
     # What is asked
 

@@ -56,7 +56,8 @@ class Store(Protocol):
 
         Args:
             artifact: The lazy form.
-            blobs: Files with its sector images and tables, by digest.
+            blobs: Files with its sector images, tables, trace and packs, by digest: those that may
+                not be there yet.
         """
 
 

@@ -143,9 +143,21 @@ class Table:
         ]
 
     def within(self, runs: Iterable[range]) -> list[range]:
-        """Return what of runs of blocks there is: traces come from elsewhere."""
-        known = (range(run.start, min(run.stop, self.block_count)) for run in runs)
-        return [run for run in known if run]
+        """Return what of runs of blocks there is, each block once: traces come from elsewhere."""
+        known, seen, named = list[range](), set[int](), 0
+        for run in runs:
+            named += len(run)
+            if named > 2 * self.block_count:  # this is no trace, and would only take time
+                break
+            for block in range(run.start, min(run.stop, self.block_count)):
+                if block in seen:
+                    continue
+                seen.add(block)
+                if known and known[-1].stop == block and known[-1].start >= run.start:
+                    known[-1] = range(known[-1].start, block + 1)
+                else:
+                    known.append(range(block, block + 1))
+        return known
 
     def blocks_of(self, offset: int, count: int) -> range:
         """Return the numbers of the blocks that hold `count` bytes from `offset` on."""

@@ -55,7 +55,7 @@ import dataclasses, json
 from pathlib import Path
 from fleetfoot.lazyfs.node import mapper
 table = [dataclasses.asdict(each) for each in mapper.table("LAYER")]
-trace = json.loads(Path("/var/lib/fleetfoot-lazy/layers/LAYER/trace.json").read_text())
+trace = json.loads(Path("/var/lib/fleetfoot-lazy/layers/LAYER/trace.json").read_text())["runs"]
 print(json.dumps([table, trace]))'
 """
 #: Of its layers alone: what others run is mounted lazily, too.

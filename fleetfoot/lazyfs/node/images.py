@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 
 from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs import trace
-from fleetfoot.lazyfs.artifact import LARGEST_WHOLE, Artifact, Descriptor, layers_of
+from fleetfoot.lazyfs.artifact import (
+    LARGEST_TRACE,
+    LARGEST_WHOLE,
+    Artifact,
+    Descriptor,
+    layers_of,
+)
 from fleetfoot.lazyfs.distribution import Access, Reference, Repository
 from fleetfoot.lazyfs.node.registries import TRUSTED
 from fleetfoot.lazyfs.node.store import Cache, Folder, Place
@@ -34,9 +40,8 @@ _REMEMBERED = 60.0  # seconds that a decision holds: a pull asks for all layers 
 _KEPT = 600.0  # seconds that what a pull has prepared is kept without a snapshot
 _GIVEN_UP = 600.0  # seconds that an image is pulled as ever which could not be mounted
 _LAYERS_AT_ONCE = 4
-_REQUESTS_AT_ONCE = (
-    2  # each needs a connection: its handshake takes a node as long as some requests
-)
+# Each needs a connection of its own, whose handshake takes a node as long as some requests.
+_REQUESTS_AT_ONCE = 2
 _TIMEOUT = 5.0  # seconds without a byte until an image is pulled as ever
 
 
@@ -151,7 +156,7 @@ class Images:
         if artifact.trace is None:
             return
         try:
-            found = trace.parse(store.blob(artifact.trace.digest))
+            found = trace.parse(store.repository.blob(artifact.trace.digest, LARGEST_TRACE))
             for lazy in artifact.layers:
                 name, pack = lazy.name, artifact.packs.get(lazy.layer)
                 folder = Folder.of(self._root, name)
@@ -178,9 +183,11 @@ class Images:
             with folder.alone():
                 if folder.data.exists():  # the server has to do with it, or it is here
                     return
-                data = store.blob(lazy.image.digest)
+                data = store.repository.blob(lazy.image.digest, table.length)
+                if len(data) != table.length or table.wrong(0, data):
+                    raise FleetfootError(f"{lazy.image.digest} is not what its table says")
                 with contextlib.closing(Cache(folder, table)) as cache:
-                    if not table.wrong(0, data) and cache.write(0, data):
+                    if cache.write(0, data):
                         folder.mark_complete()
         except (FleetfootError, OSError) as error:
             self._log(f"{folder.name} is not fetched whole: {error}")

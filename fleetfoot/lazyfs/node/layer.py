@@ -93,7 +93,7 @@ class Layer:
         self._end = -1  # where the last read ended
         self._known: tuple[float, Sequence[Origin]] = (-_ORIGINS, ())
         self._first, self._first_of = 0, 0  # all blocks below it are here, in that generation
-        self.read_at = time.monotonic()
+        self.opened_at = self.read_at = time.monotonic()
         self.touched: list[int] = []
         self._seen = bytearray(-(-table.block_count // 8))
 
@@ -192,39 +192,50 @@ class Layer:
                 got.update(self.fetch(range(block, block + 1)))
         return {block: data for block, data in got.items() if block in blocks}
 
-    def fetch_packed(self, runs: Sequence[range], pack: str, offset: int) -> None:
-        """Make blocks present that another blob has one after the other, where it does.
+    def fetch_packed(self, runs: Sequence[range], pack: str, offset: int) -> bool:
+        """Make blocks present that another blob has one after the other.
 
-        Tried once: what does not come so is left to `fetch`. Blocks that others fetch are theirs.
+        Tried once; blocks that others fetch are theirs.
 
         Args:
             runs: Their numbers.
             pack: Digest of that blob.
             offset: Where they begin in it.
+
+        Returns:
+            Whether it had them. What did not come so is left to `fetch`.
         """
         places, count = dict[int, int](), 0
         for block in (block for run in runs for block in run):
             places[block] = count
             count += self.table.block_size(block)
-        mine, _ = self._divided([block for block in places if not self._here(block)])
+        mine: list[tuple[_Flight, range]] = []
+        for run in runs:  # what follows each other in the layer need not in the pack
+            mine += self._divided([block for block in run if not self._here(block)])[0]
         try:
-            data = self._piece(pack, offset, count) if mine else None
+            if not mine:
+                return True
+            begun = time.monotonic()
+            data = self._piece(pack, offset, count)
             if data is None:
-                return
+                return False
             for flight, run in mine:
                 start = places[run.start]
                 piece = data[start : start + sum(self.table.block_size(block) for block in run)]
-                if self.table.wrong(run.start, piece):
-                    self.counts.add("corrupted_fetched")
-                    self._log(f"blocks {run} of {self._digest} are others in its pack")
-                    continue
+                if wrong := self.table.wrong(run.start, piece):
+                    self.counts.add("corrupted_fetched", len(wrong))
+                    self._log(f"blocks {wrong} of {self._digest} are others in the pack {pack}")
+                    return False
                 flight.blocks = self._kept(run, piece)
+                self.counts.add("bytes_fetched", len(piece))
+            self.counts.add("requests")
+            self.counts.add("seconds_fetching", time.monotonic() - begun)
+            return True
         finally:
             for flight, run in mine:
                 self._landed(flight, run)
 
     def _piece(self, digest: str, offset: int, count: int) -> memoryview | None:
-        begun = time.monotonic()
         for origin in self._known_origins(anew=False):
             try:
                 data = origin.range(digest, offset, count)
@@ -233,9 +244,6 @@ class Layer:
                 self._log(str(error))
                 continue
             if len(data) == count:
-                self.counts.add("requests")
-                self.counts.add("bytes_fetched", count)
-                self.counts.add("seconds_fetching", time.monotonic() - begun)
                 return memoryview(data)
         return None
 

@@ -30,8 +30,8 @@ _PAUSE = 1.0  # seconds between two looks at what is to be done
 _AHEAD = 2  # requests at once that fetch ahead, for the whole node
 _PIECE = 16  # blocks that come at once in the background, and of a pack: 1 MiB
 _QUIET = 5.0  # seconds without a block that somebody waited for, until the background goes on
-#: Seconds from a layer's first use in which a start may still compute between its reads: it does
-#: where this much of one processor is busy, our own work aside. Then the background waits, too.
+#: Seconds from a layer's first use in which a start may still compute between its reads, as long as
+#: this much of one processor is busy, this process aside: it is completed after that.
 _STARTING, _COMPUTES = 120.0, 0.6
 _STAT = Path("/proc/stat")
 _STARVED = 300.0  # seconds after which it does a little in any case
@@ -50,7 +50,7 @@ class _Ahead:
 
     Attributes:
         runs: Blocks of its trace, in the order in which a start reads them.
-        pack: Digest of the blob that has them one after the other; nothing without one.
+        pack: Digest of the blob that has them one after the other; nothing without one that does.
         todo: Those that nobody has begun with, as they are fetched, and where they are in it.
         threads: How many fetch them still.
         begun: When they began.
@@ -60,7 +60,7 @@ class _Ahead:
     runs: list[range]
     pack: str
     todo: Iterator[tuple[list[range], int]]
-    threads: int
+    threads: int = _AHEAD
     begun: float = field(default_factory=time.monotonic)
     told_after: float = _FIRST_TOLD
 
@@ -99,8 +99,8 @@ class Server:
     _told: dict[str, int] = field(default_factory=dict)
     _misses: float = 0
     _missed_at: float = -_QUIET
-    _opened_at: float = -_STARTING
     _spent: tuple[float, float] = (0.0, 0.0)  # seconds of processors until when
+    _computes: bool = False
     _worked_at: float = field(default_factory=time.monotonic)
 
     def layer(self, name: str) -> Layer:
@@ -116,7 +116,6 @@ class Server:
             folder = Folder.of(self.root, name)
             table = folder.table()
             # One that was removed and came again is another: who still reads the former keeps it.
-            self._opened_at = time.monotonic()
             self._layers[name] = layer = Layer(
                 table,
                 Cache(folder, table),
@@ -125,16 +124,16 @@ class Server:
                 deadline=self.deadline,
                 log=_log,
             )
-            runs, pack = table.within(folder.trace()), folder.pack()
+            named, pack = folder.trace()
+            runs = table.within(named)
             # Reads of these are not seen here. In the order of the trace, where it names them.
             told = {block for run in folder.ahead() for block in run}
             layer.note(block for run in runs for block in run if block in told)
             layer.note(sorted(told))
-            todo = _parts(table, runs) if pack else [([run], 0) for run in runs]
-            threads = min(_AHEAD, len(todo))
-            if todo:
-                self._aheads[name] = ahead = _Ahead(runs, pack, iter(todo), threads)
-        for _ in range(threads):
+            if runs:
+                todo = _parts(table, runs) if pack else (([run], 0) for run in runs)
+                self._aheads[name] = ahead = _Ahead(runs, pack, todo)
+        for _ in range(_AHEAD if runs else 0):
             threading.Thread(target=self._fetch_ahead, args=(layer, ahead), daemon=True).start()
         return layer
 
@@ -193,11 +192,10 @@ class Server:
         """Whether nobody waits for a registry: a start comes before what nobody asked for."""
         now, misses = time.monotonic(), self.counts["blocks_missed"] + self.counts["blocks_ahead"]
         (before, since), self._spent = self._spent, (_spent_by_others(), now)
-        computes = self._spent[0] - before > _COMPUTES * (now - since)
+        self._computes = self._spent[0] - before > _COMPUTES * (now - since)
         if misses != self._misses:
             self._misses, self._missed_at = misses, now
-        is_starting = computes and now - self._opened_at < _STARTING
-        if (is_starting or now - self._missed_at < _QUIET) and now - self._worked_at < _STARVED:
+        if now - self._missed_at < _QUIET and now - self._worked_at < _STARVED:
             return False
         self._worked_at = now
         return True
@@ -236,7 +234,8 @@ class Server:
         now = time.monotonic()
         for name, layer in self._known().items():
             folder = Folder.of(self.root, name)
-            if self._resting.get(name, 0) > now or folder.is_complete:
+            is_starting = self._computes and now - layer.opened_at < _STARTING
+            if is_starting or self._resting.get(name, 0) > now or folder.is_complete:
                 continue
             generation = layer.cache.generation
             if not self._complete(layer):
@@ -278,9 +277,9 @@ class Server:
                     return
                 runs, offset = part
                 with self._ahead:
-                    if ahead.pack:
-                        layer.fetch_packed(runs, ahead.pack, offset)
-                    for run in runs:  # all of it is here, as a rule, where there is a pack
+                    if ahead.pack and not layer.fetch_packed(runs, ahead.pack, offset):
+                        ahead.pack = ""
+                    for run in () if ahead.pack else runs:
                         layer.fetch(run)
                 self.counts.add("blocks_ahead", sum(len(run) for run in runs))
         except OSError as error:
@@ -353,18 +352,18 @@ def _is_read_past_us(folder: Folder) -> bool:
     return str(folder.data) in mounted().values() or loops.reads(folder.data)
 
 
-def _parts(table: Table, runs: Sequence[range]) -> list[tuple[list[range], int]]:
+def _parts(table: Table, runs: Sequence[range]) -> Iterator[tuple[list[range], int]]:
     """Divide what a pack has into parts of some blocks: their runs, and where each part begins."""
-    parts, full, offset = list[tuple[list[range], int]](), True, 0
+    part, begin, offset = list[range](), 0, 0
     for run in runs:
         for start in range(run.start, run.stop, _PIECE):
-            piece = range(start, min(start + _PIECE, run.stop))
-            if full:
-                parts.append(([], offset))
-            parts[-1][0].append(piece)
-            full = sum(len(each) for each in parts[-1][0]) >= _PIECE
+            part.append(piece := range(start, min(start + _PIECE, run.stop)))
             offset += sum(table.block_size(block) for block in piece)
-    return parts
+            if sum(map(len, part)) >= _PIECE:
+                yield part, begin
+                part, begin = [], offset
+    if part:
+        yield part, begin
 
 
 def _joined(blocks: set[int]) -> list[range]:

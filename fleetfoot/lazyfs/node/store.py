@@ -4,8 +4,8 @@
 
 - `table`: the table, as the artifact has it;
 - `sources.json`: repositories that have the sector image, `[[host, name], ...]`;
-- `trace.json`: blocks that a start reads, `[[first, behind the last], ...]` in their order;
-- `pack`: digest of the blob that has them one after the other, where there is one;
+- `trace.json`: blocks that a start reads, and the blob that has them one after the other, if there
+  is one: `{"runs": [[first, behind the last], ...], "pack": "sha256:..."}`, in their order;
 - `data`: what was fetched, at its place, with holes for the rest;
 - `present`: a bit for each block that `data` has;
 - `complete`: all of `data` was verified; the boot in which, for a machine that lost its power may
@@ -160,26 +160,16 @@ class Folder:
 
     def set_trace(self, runs: Sequence[range], pack: str = "") -> None:
         """Remember what is to be fetched ahead, and the blob that has it one after the other."""
-        listed = [[run.start, run.stop] for run in runs]
-        (self.path / "pack").unlink(missing_ok=True)  # it would be another trace's
-        keep(self.path / "trace.json", json.dumps(listed).encode())
-        if pack:
-            keep(self.path / "pack", pack.encode())
+        plain = {"runs": [[run.start, run.stop] for run in runs], "pack": pack}
+        keep(self.path / "trace.json", json.dumps(plain).encode())
 
-    def pack(self) -> str:
-        """Return the digest of the blob with what its trace names; nothing without one."""
+    def trace(self) -> tuple[list[range], str]:
+        """Return what is to be fetched ahead, in this order, and the blob that has it; or none."""
         try:
-            return (self.path / "pack").read_text()
-        except OSError:
-            return ""
-
-    def trace(self) -> list[range]:
-        """Return what is to be fetched ahead, in this order."""
-        try:
-            listed = json.loads((self.path / "trace.json").read_text())
-            return [range(*each) for each in listed]
-        except (OSError, ValueError, TypeError):
-            return []
+            plain = json.loads((self.path / "trace.json").read_text())
+            return [range(*each) for each in plain["runs"]], str(plain["pack"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return [], ""
 
     def mark_complete(self) -> None:
         """Remember that all of it is here."""

@@ -362,9 +362,10 @@ def test_what_others_fetch_is_theirs(origin: Origin, tmp_path: Path) -> None:
     server = Server(root=tmp_path)
     layer = server.layer(NAME)
     thread = reading(layer, 4)
-    layer.fetch_packed([range(4, 6)], "pack", 0)
+    wait(lambda: origin.asked)
+    assert layer.fetch_packed([range(4, 6)], "pack", 0)
     assert not origin.asked_packs, "both are on their way"
-    layer.fetch_packed([range(4, 6), range(9, 10)], "pack", 0)
+    assert layer.fetch_packed([range(4, 6), range(9, 10)], "pack", 0)
     assert layer.cache.has(9)
     assert not layer.cache.has(4)
     origin.gives(*range(4, 8))
@@ -397,9 +398,38 @@ def test_a_pack_that_is_wrong_costs_time_alone(
     assert server.counts["corrupted_fetched"] == (pack == "damaged")
 
 
-def test_a_new_trace_has_no_pack_of_another(folder: Folder) -> None:
-    assert not folder.pack()
+@pytest.mark.usefixtures("folder")
+def test_blocks_need_not_follow_each_other_in_a_pack_as_in_the_layer(
+    origin: Origin, tmp_path: Path
+) -> None:
+    runs = [range(5, 6), range(9, 10), range(6, 7)]
+    origin.packs["pack"] = packed(*runs)
+    layer = Server(root=tmp_path).layer(NAME)
+    origin.gives(9)
+    layer.fetch(range(9, 10))
+    assert layer.fetch_packed(runs, "pack", 0)
+    assert layer.read(5 * BLOCK, 2 * BLOCK) == packed(range(5, 7))
+
+
+def test_what_a_full_disk_does_not_keep_is_not_fetched_twice(
+    folder: Folder, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetfoot.lazyfs.node.store.Cache.write", lambda *_: False)
+    origin.packs["pack"] = packed(range(5, 7))
+    folder.set_trace([range(5, 7)], "pack")
+    server = Server(root=tmp_path)
+    server.layer(NAME)
+    wait(lambda: not server._aheads[NAME].threads)
+    assert len(origin.asked_packs) == 1
+    assert not origin.asked
+
+
+def test_a_trace_and_its_pack_are_kept_as_one(folder: Folder) -> None:
+    assert folder.trace() == ([], "")
     folder.set_trace([range(1)], "pack")
-    assert folder.pack() == "pack"
-    folder.set_trace([range(1)])
-    assert not folder.pack()
+    assert folder.trace() == ([range(1)], "pack")
+    folder.set_trace([range(2)])
+    assert folder.trace() == ([range(2)], "")
+    for broken in (b"", b"[[0, 1]]", b'{"runs": 1}', b"\xff"):
+        (folder.path / "trace.json").write_bytes(broken)
+        assert folder.trace() == ([], "")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fleetfoot.lazyfs.artifact import Artifact, Descriptor, LazyLayer
-from fleetfoot.lazyfs.distribution import MANIFEST
+from fleetfoot.lazyfs.distribution import MANIFEST, Repository
 from fleetfoot.lazyfs.node import images, mounts
 from fleetfoot.lazyfs.node.images import Images
 from fleetfoot.lazyfs.node.registries import TRUSTED
 from fleetfoot.lazyfs.node.store import Cache
-from fleetfoot.lazyfs.table import Table
+from fleetfoot.lazyfs.table import BLOCK, Table
 from tests.unit.lazyfs.registry import Registry
 
 if TYPE_CHECKING:
@@ -101,6 +101,33 @@ def test_a_small_layer_that_does_not_come_whole_is_read_by_pieces(tmp_path: Path
         assert not folder.is_complete
         assert not folder.data.exists()
     assert any("is not fetched whole" in str(line) for line in told)
+
+
+@pytest.mark.parametrize("length", [len(CONTENT) - BLOCK, len(CONTENT) + 1, BLOCK])
+def test_a_layer_of_another_length_than_its_table_says_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(
+        Repository,
+        "blob",
+        lambda asked, digest, largest, ask=Repository.blob: (
+            (CONTENT + b"x")[:length]
+            if digest == Descriptor.of("", CONTENT).digest
+            else ask(asked, digest, largest)
+        ),
+    )
+    with registry(tmp_path) as served:
+        assert not pulled(tmp_path, served, told).is_complete
+    assert any("not what its table says" in str(line) for line in told)
+
+
+def test_a_small_layer_for_which_a_disk_has_no_room_is_read_by_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cache, "write", lambda *_: False)
+    with registry(tmp_path) as served:
+        assert not pulled(tmp_path, served, []).is_complete
 
 
 def test_what_is_mounted_where_names_have_blanks(

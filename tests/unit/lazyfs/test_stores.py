@@ -141,6 +141,22 @@ def test_what_a_trace_names_is_kept_as_a_pack(store: Store, tmp_path: Path) -> N
     assert ["other blocks" in line for line in wrong_packs(store, other)] == [True]
 
 
+def test_a_pack_that_is_damaged_or_gone_is_told(tmp_path: Path) -> None:
+    store = holding_image(tmp_path / "layout")
+    artifact, blobs = made(tmp_path, b"content")
+    attach(store, Converted(artifact, blobs, fresh=0))
+    attach_traced(store, artifact, trace.dump({artifact.layers[0].name: [0]}))
+    found = artifact_of(store, SUBJECT.digest)
+    assert found is not None
+    blob = tmp_path / "layout/blobs" / next(iter(found.packs.values())).digest.replace(":", "/")
+    # Of a layer with a single block, the pack is the sector image.
+    blob.write_bytes(b"CONTENT")
+    assert len(told := list(wrong_packs(store, found))) == 1
+    assert "cannot be compared" in told[0]
+    blob.unlink()
+    assert len(list(wrong_packs(store, found))) == 1
+
+
 def test_a_trace_is_not_kept_with_blocks_that_are_damaged(tmp_path: Path) -> None:
     store = holding_image(tmp_path / "layout")
     artifact, blobs = made(tmp_path, b"content")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import struct
 
@@ -96,3 +97,17 @@ def test_a_table_that_was_cut_off_is_refused(table: Table, cut: int) -> None:
 def test_a_table_with_more_behind_it_is_refused(table: Table) -> None:
     with pytest.raises(FleetfootError, match="follow from its head"):
         Table.parse(table.dump() + b"\0")
+
+
+def test_what_is_named_is_there_and_named_once() -> None:
+    table = Table.of(io.BytesIO(bytes(10 * BLOCK)))
+    assert table.within([range(3, 5), range(1), range(4, 7), range(8, 20)]) == [
+        range(3, 5),
+        range(1),
+        range(5, 7),
+        range(8, 10),
+    ]
+    assert table.within([range(1, 2)] * 99) == [range(1, 2)]
+    assert table.within([range(10, 11)]) == []
+    begun = table.within(range(n % 9, n % 9 + 1) for n in itertools.count())
+    assert len(begun) == 9, "of what does not end"
