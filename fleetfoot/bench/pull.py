@@ -187,17 +187,16 @@ def ratios(
     found = {}
     for one in workloads:
         measured = {arm: arms[f"{one.name} {arm}"] for arm in ARMS}
-        ours = measured["traced"]
+        eager, ours = measured["eager"], measured["traced"]
         for arm in ("eager", "tuned", "soci"):
             found[f"{one.name}.{arm}_over_lazy"] = measured[arm]["answer_s"] / ours["answer_s"]
         untraced = measured["lazy"]["answer_s"]
-        found[f"{one.name}.eager_over_untraced"] = measured["eager"]["answer_s"] / untraced
-        eager = measured["eager"]
+        found[f"{one.name}.eager_over_untraced"] = eager["answer_s"] / untraced
         found[f"{one.name}.eager_over_again"] = eager["answer_s"] / eager["again_s"]
         found[f"{one.name}.bytes_fraction"] = ours["moved"]
         if "cold_mb_s" in ours:
-            found[f"{one.name}.complete_read"] = measured["eager"]["cold_mb_s"] / ours["cold_mb_s"]
-            found[f"{one.name}.warm_read"] = measured["eager"]["warm_mb_s"] / ours["warm_mb_s"]
+            found[f"{one.name}.complete_read"] = eager["cold_mb_s"] / ours["cold_mb_s"]
+            found[f"{one.name}.warm_read"] = eager["warm_mb_s"] / ours["warm_mb_s"]
     return found
 
 

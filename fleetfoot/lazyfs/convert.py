@@ -462,7 +462,7 @@ def _packed(store: Store, lazy: LazyLayer, runs: Sequence[range], target: Path) 
     with target.open("wb") as stream:
         for run in table.within(runs):
             offset = run.start * table.block
-            count = sum(table.block_size(block) for block in run)
+            count = table.size_of(run)
             data = store.piece(lazy.image.digest, offset, count)
             if len(data) != count or table.wrong(run.start, data):
                 raise FleetfootError(

@@ -127,6 +127,10 @@ class Table:
         """Return the bytes of a block."""
         return min(self.block, self.length - number * self.block)
 
+    def size_of(self, run: range) -> int:
+        """Return the bytes of blocks that lie side by side."""
+        return min(run.stop * self.block, self.length) - run.start * self.block
+
     def wrong(self, first: int, data: bytes | bytearray | memoryview) -> list[int]:
         """Return which blocks are not what they must be.
 

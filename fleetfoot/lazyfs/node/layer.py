@@ -221,7 +221,7 @@ class Layer:
                 return False
             for flight, run in mine:
                 start = places[run.start]
-                piece = data[start : start + sum(self.table.block_size(block) for block in run)]
+                piece = data[start : start + self.table.size_of(run)]
                 if wrong := self.table.wrong(run.start, piece):
                     self.counts.add("corrupted_fetched", len(wrong))
                     self._log(f"blocks {wrong} of {self._digest} are others in the pack {pack}")
@@ -295,8 +295,7 @@ class Layer:
         flight.done.set()
 
     def _run(self, run: range, deadline: float) -> dict[int, memoryview]:
-        size = self.table.block
-        offset, count = run.start * size, sum(self.table.block_size(block) for block in run)
+        offset, count = run.start * self.table.block, self.table.size_of(run)
         return self._kept(run, memoryview(self._fetched(run, offset, count, deadline)))
 
     def _kept(self, run: range, data: memoryview) -> dict[int, memoryview]:

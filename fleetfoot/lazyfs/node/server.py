@@ -275,12 +275,12 @@ class Server:
                     part = next(ahead.todo, None)
                 if part is None:
                     return
-                runs, offset = part
+                (runs, offset), pack = part, ahead.pack
                 with self._ahead:
-                    if ahead.pack and not layer.fetch_packed(runs, ahead.pack, offset):
+                    if not pack or not layer.fetch_packed(runs, pack, offset):
                         ahead.pack = ""
-                    for run in () if ahead.pack else runs:
-                        layer.fetch(run)
+                        for run in runs:
+                            layer.fetch(run)
                 self.counts.add("blocks_ahead", sum(len(run) for run in runs))
         except OSError as error:
             _log(f"fetching ahead: {error}")
@@ -358,7 +358,7 @@ def _parts(table: Table, runs: Sequence[range]) -> Iterator[tuple[list[range], i
     for run in runs:
         for start in range(run.start, run.stop, _PIECE):
             part.append(piece := range(start, min(start + _PIECE, run.stop)))
-            offset += sum(table.block_size(block) for block in piece)
+            offset += table.size_of(piece)
             if sum(map(len, part)) >= _PIECE:
                 yield part, begin
                 part, begin = [], offset
