@@ -32,8 +32,8 @@ __all__ = [
 
 KIND = "application/vnd.fleetfoot.lazy.v1"
 """Artifact type: how it is found among an image's referrers."""
-_IMAGE_KIND = "application/vnd.fleetfoot.lazy.image.v1.erofs"
-_TABLE_KIND = "application/vnd.fleetfoot.lazy.table.v1"
+_IMAGE_KIND = "application/vnd.fleetfoot.lazy.image.v2.erofs+zstd"
+_TABLE_KIND = "application/vnd.fleetfoot.lazy.table.v2"
 _TRACE_KIND = "application/vnd.fleetfoot.lazy.trace.v1+json"
 _PACK_KIND = "application/vnd.fleetfoot.lazy.pack.v1"
 _LAYER = "io.fleetfoot.lazy.layer"
@@ -45,8 +45,8 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 LARGEST_TRACE = 1 << 20
 """Bytes of the largest trace that a node takes."""
 LARGEST_WHOLE = 1 << 20
-"""Bytes of the largest sector image that a node fetches whole before it is mounted: to read it by
-pieces would take a start longer."""
+"""Bytes of the largest packed sector image that a node fetches whole before it is mounted: to read
+it by pieces would take a start longer."""
 _MOST_LAYERS = 512  # overlayfs has no room for more
 
 
@@ -107,7 +107,7 @@ class LazyLayer:
 
     Attributes:
         layer: Digest of the layer, as the image's manifest names it.
-        image: Its sector image.
+        image: Its sector image, packed.
         table: The table of that.
     """
 
@@ -123,7 +123,7 @@ class LazyLayer:
     @classmethod
     def of(cls, layer: str, table: Table) -> LazyLayer:
         """Describe a layer by its table."""
-        image = Descriptor(_IMAGE_KIND, f"sha256:{table.image.hex()}", table.length)
+        image = Descriptor(_IMAGE_KIND, f"sha256:{table.image.hex()}", table.packed_length)
         return cls(layer, image, Descriptor.of(_TABLE_KIND, table.dump()))
 
     def table_of(self, data: bytes) -> Table:
@@ -149,8 +149,8 @@ class Artifact:
         layers: Lazy forms, in the order of the image's layers, each layer once.
         converter: What made them: programs with versions and settings.
         trace: Which blocks a start reads, in which order, for nodes to fetch ahead (`trace`).
-        packs: By layer, those blocks of its sector image once more, one after the other in that
-            order: so they come with a few requests.
+        packs: By layer, those blocks of its sector image once more, packed, one after the other in
+            that order: so they come with a few requests.
     """
 
     subject: Descriptor
@@ -267,7 +267,7 @@ def _pair(image: Any, table: Any) -> LazyLayer:
         raise _refused(f"{pair.layer} has a {pair.image.kind} and a {pair.table.kind}")
     if not 0 < pair.image.size <= LARGEST:
         raise _refused(f"the sector image of {pair.layer} would have {pair.image.size} bytes")
-    if pair.table.size != Table.size_for(pair.image.size):
+    if not 0 < pair.table.size <= Table.size_for(LARGEST):
         raise _refused(f"the table of {pair.layer} has {pair.table.size} bytes")
     return pair
 

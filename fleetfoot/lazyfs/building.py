@@ -10,6 +10,7 @@ from fleetfoot.images.oci import TAG
 from fleetfoot.lazyfs.convert import FORM, OPTIONS, Converted, Converter, attach, convert, versions
 from fleetfoot.lazyfs.distribution import Repository
 from fleetfoot.lazyfs.stores import Layout, Remote
+from fleetfoot.lazyfs.table import PACKER
 from fleetfoot.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def converter(progress: Callable[[str], None]) -> Converter:
 
 def form_key() -> str:
     """Return what changes when images would get another lazy form."""
-    return f"{FORM} {' '.join(OPTIONS)} {build.key_of(Definition.load('converter'), cache_dir())}"
+    programs = build.key_of(Definition.load("converter"), cache_dir())
+    return f"{FORM} {' '.join(OPTIONS)} {PACKER} {programs}"
 
 
 def push(registry: Registry, layout: Path, repository: str, progress: Callable[[str], None]) -> str:

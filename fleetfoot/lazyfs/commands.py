@@ -198,9 +198,10 @@ def lazy_diff(
         files = []
         for number, layer in enumerate(layers):
             files.append(work / f"{number}.erofs")
-            with store.open(forms[layer.digest].image.digest) as stream, files[-1].open("wb") as to:
-                while piece := stream.read(1 << 20):
-                    to.write(piece)
+            form = forms[layer.digest]
+            table = form.table_of(store.blob(form.table.digest))
+            with store.open(form.image.digest) as stream, files[-1].open("wb") as to:
+                table.unpack(stream, to)
         problems = list(differences(files, work / "layout", "image", work))
     _tell(problems, f"{image}: the lazy tree is the ordinary one")
 

@@ -25,7 +25,7 @@ from fleetfoot.lazyfs.artifact import Artifact, Descriptor, LazyLayer, layers_of
 from fleetfoot.lazyfs.distribution import INDEXES, MANIFEST
 from fleetfoot.lazyfs.layers import Directory, Rewriter, Tree
 from fleetfoot.lazyfs.stores import REF_NAME, artifact_of
-from fleetfoot.lazyfs.table import LARGEST, Table, hex_digest
+from fleetfoot.lazyfs.table import LARGEST, PACKER, Table, hex_digest
 from fleetfoot.locks import alone
 
 if TYPE_CHECKING:
@@ -48,18 +48,16 @@ __all__ = [
     "wrong_packs",
 ]
 
-FORM = 1
+FORM = 2
 """The code that rewrites layers: a new number where the same layer becomes other bytes."""
 
 _PIECE = 1 << 20
 _LONGEST_SECONDS = 7200  # that a service waits for one layer
 _ARCHIVE = "application/vnd.oci.image.layer.v1.tar"
-OPTIONS = (
-    *("--tar=f", "--aufs", "--quiet", "--mkfs-time", "-T0", "-Uclear", "-b4096"),
-    *("-zlz4hc,level=9", "-C65536"),
-)
-"""Settings that the bytes depend on. Times and names come from the layer alone. -Ededupe would save
-a little, but 1.8.6 does not end with it on some layers of small files."""
+OPTIONS = ("--tar=f", "--aufs", "--quiet", "--mkfs-time", "-T0", "-Uclear", "-b4096")
+"""Settings that the bytes depend on. Times and names come from the layer alone. It is not packed
+here: blocks are, on their way. -Ededupe would save a little, but 1.8.6 does not end with it on some
+layers of small files."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Converter:
     @property
     def settings(self) -> str:
         """What the bytes of a sector image depend on, beside the layer."""
-        return f"{self.version} {' '.join(OPTIONS)}"
+        return f"{self.version} {' '.join(OPTIONS)}, {PACKER}"
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,7 @@ class Converted:
 
 def versions(packages: Mapping[str, str]) -> str:
     """Return what says which programs convert: of packages' versions, those that matter."""
-    named = ", ".join(f"{name} {packages[name]}" for name in ("erofs-utils", "liblz4-1"))
-    return f"form {FORM}, {named}"
+    return f"form {FORM}, erofs-utils {packages['erofs-utils']}"
 
 
 def manifest_of(store: Store, wanted: str, platform: str) -> tuple[bytes, str]:
@@ -203,7 +200,7 @@ def convert(
                 progress(f"{name}: converted before")
         table = Table.parse((found / "table").read_bytes())
         lazy = LazyLayer.of(layer.digest, table)
-        blobs[lazy.image.digest] = found / "image"
+        blobs[lazy.image.digest] = found / "packed"
         blobs[lazy.table.digest] = found / "table"
         done.setdefault(layer.digest, lazy)
         below.add(_entries(json.loads((found / "entries.json").read_text())["entries"]))
@@ -265,8 +262,9 @@ def _convert(
         rewriter = Rewriter(below.folders, largest)
         _make(rewriter, layer, packed, converter, work)
         packed.unlink()
-        with (work / "image").open("rb") as image:
-            table = Table.of(image)
+        with (work / "image").open("rb") as image, (work / "packed").open("wb") as to:
+            table = Table.of(image, to)
+        (work / "image").unlink()
         (work / "table").write_bytes(table.dump())
         kept = {"entries": _plain(rewriter.entries), "implied": _plain(rewriter.implied)}
         (work / "entries.json").write_text(json.dumps(kept))
@@ -461,10 +459,9 @@ def _packed(store: Store, lazy: LazyLayer, runs: Sequence[range], target: Path) 
     whole, size = hashlib.sha256(), 0
     with target.open("wb") as stream:
         for run in table.within(runs):
-            offset = run.start * table.block
-            count = table.size_of(run)
+            offset, count = table.place_of(run)
             data = store.piece(lazy.image.digest, offset, count)
-            if len(data) != count or table.wrong(run.start, data):
+            if table.unpacked(run, data)[1]:
                 raise FleetfootError(
                     f"the sector image of {lazy.layer} is not what its table says",
                     "its trace is not kept",

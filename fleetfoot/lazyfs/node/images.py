@@ -39,6 +39,7 @@ __all__ = ["Images"]
 _REMEMBERED = 60.0  # seconds that a decision holds: a pull asks for all layers within
 _KEPT = 600.0  # seconds that what a pull has prepared is kept without a snapshot
 _GIVEN_UP = 600.0  # seconds that an image is pulled as ever which could not be mounted
+_LARGEST_PLAIN = 4 * LARGEST_WHOLE  # bytes that one which comes whole may have when it is unpacked
 _LAYERS_AT_ONCE = 4
 # Each needs a connection of its own, whose handshake takes a node as long as some requests.
 _REQUESTS_AT_ONCE = 2
@@ -173,7 +174,7 @@ class Images:
         data = store.blob(lazy.table.digest)
         table = lazy.table_of(data)
         folder.add(data, place)
-        if table.length <= LARGEST_WHOLE:
+        if lazy.image.size <= LARGEST_WHOLE and table.length <= _LARGEST_PLAIN:
             self._bring(store, lazy, table, folder)
         return folder
 
@@ -183,8 +184,9 @@ class Images:
             with folder.alone():
                 if folder.data.exists():  # the server has to do with it, or it is here
                     return
-                data = store.repository.blob(lazy.image.digest, table.length)
-                if len(data) != table.length or table.wrong(0, data):
+                packed = store.repository.blob(lazy.image.digest, lazy.image.size)
+                data, wrong = table.unpacked(range(table.block_count), packed)
+                if wrong or len(packed) != table.packed_length:
                     raise FleetfootError(f"{lazy.image.digest} is not what its table says")
                 with contextlib.closing(Cache(folder, table)) as cache:
                     if cache.write(0, data):

@@ -35,7 +35,7 @@ _ORIGINS = 1.0  # seconds until it is asked again where a layer can be fetched, 
 
 
 class Origin(Protocol):
-    """Where a sector image is fetched."""
+    """Where a packed sector image is fetched."""
 
     def range(self, digest: str, offset: int, count: int) -> bytes:
         """Return bytes of a blob, unverified."""
@@ -208,7 +208,7 @@ class Layer:
         places, count = dict[int, int](), 0
         for block in (block for run in runs for block in run):
             places[block] = count
-            count += self.table.block_size(block)
+            count += self.table.packed_size(range(block, block + 1))
         mine: list[tuple[_Flight, range]] = []
         for run in runs:  # what follows each other in the layer need not in the pack
             mine += self._divided([block for block in run if not self._here(block)])[0]
@@ -221,13 +221,14 @@ class Layer:
                 return False
             for flight, run in mine:
                 start = places[run.start]
-                piece = data[start : start + self.table.size_of(run)]
-                if wrong := self.table.wrong(run.start, piece):
+                packed = data[start : start + self.table.packed_size(run)]
+                piece, wrong = self.table.unpacked(run, packed)
+                if wrong:
                     self.counts.add("corrupted_fetched", len(wrong))
                     self._log(f"blocks {wrong} of {self._digest} are others in the pack {pack}")
                     return False
                 flight.blocks = self._kept(run, piece)
-                self.counts.add("bytes_fetched", len(piece))
+                self.counts.add("bytes_fetched", len(packed))
             self.counts.add("requests")
             self.counts.add("seconds_fetching", time.monotonic() - begun)
             return True
@@ -295,20 +296,20 @@ class Layer:
         flight.done.set()
 
     def _run(self, run: range, deadline: float) -> dict[int, memoryview]:
-        offset, count = run.start * self.table.block, self.table.size_of(run)
-        return self._kept(run, memoryview(self._fetched(run, offset, count, deadline)))
+        return self._kept(run, self._fetched(run, deadline))
 
-    def _kept(self, run: range, data: memoryview) -> dict[int, memoryview]:
+    def _kept(self, run: range, data: bytes) -> dict[int, memoryview]:
         """Keep verified blocks; return them, which are no copies."""
         if not self.cache.write(run.start, data):
             self.counts.add("uncached", len(run))
-        size = self.table.block
-        pieces = (data[start : start + size] for start in range(0, len(data), size))
+        view, size = memoryview(data), self.table.block
+        pieces = (view[start : start + size] for start in range(0, len(view), size))
         return dict(zip(run, pieces, strict=True))
 
-    def _fetched(self, run: range, offset: int, count: int, deadline: float) -> bytes:
-        """Ask until verified bytes came, or the deadline is over."""
+    def _fetched(self, run: range, deadline: float) -> bytes:
+        """Ask until verified blocks came, or the deadline is over."""
         begun, attempt = time.monotonic(), 0
+        offset, count = self.table.place_of(run)
         damaged: Counter[int] = Counter()
         while True:
             why = "no repository that has it is known"
@@ -319,12 +320,12 @@ class Layer:
                     self.counts.add(f"errors_{_CAUSES.get(type(error), 'refused')}")
                     why = str(error)
                     continue
-                wrong = self.table.wrong(run.start, data)
+                plain, wrong = self.table.unpacked(run, data)
                 if not wrong:
                     self.counts.add("requests")
                     self.counts.add("bytes_fetched", count)
                     self.counts.add("seconds_fetching", time.monotonic() - begun)
-                    return data
+                    return plain
                 damaged[number] += 1
                 self.counts.add("corrupted_fetched", len(wrong))
                 why = f"blocks {wrong} of {self._digest} came damaged"

@@ -18,6 +18,7 @@ from fleetfoot.lazyfs.compare import differences
 from fleetfoot.lazyfs.convert import Converted, convert, unpack
 from fleetfoot.lazyfs.distribution import MANIFEST
 from fleetfoot.lazyfs.stores import REF_NAME, Layout
+from fleetfoot.lazyfs.table import Table
 from fleetfoot.shell import run
 from tests.unit.lazyfs.archives import archive
 
@@ -140,7 +141,12 @@ def converted(layout: Layout, cache: Path) -> Converted:
 def compared(lazy: Converted, ordinary: Layout, work: Path) -> list[str]:
     work.mkdir()
     unpack(ordinary, ordinary.manifest("image")[0], work / "layout", "image", converter(print))
-    files = [lazy.blobs[layer.image.digest] for layer in lazy.artifact.layers]
+    files = []
+    for number, layer in enumerate(lazy.artifact.layers):
+        table = Table.parse(lazy.blobs[layer.table.digest].read_bytes())
+        files.append(work / f"{number}.erofs")
+        with lazy.blobs[layer.image.digest].open("rb") as packed, files[-1].open("wb") as plain:
+            table.unpack(packed, plain)
     return list(differences(files, work / "layout", "image", work))
 
 

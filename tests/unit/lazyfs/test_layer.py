@@ -176,8 +176,36 @@ def test_a_block_that_was_damaged_in_the_cache_is_fetched_again(
     assert origin.asked[1:] == [(BLOCK, BLOCK)]
 
 
+def test_packed_blocks_are_unpacked_before_they_are_kept(tmp_path: Path) -> None:
+    plain, target = b"".join(bytes([n]) * BLOCK for n in range(40)) + b"end", io.BytesIO()
+    table = Table.of(io.BytesIO(plain), target)
+    folder = Folder.of(tmp_path, hashlib.sha256(table.dump()).hexdigest())
+    folder.add(table.dump(), Place("registry.example", "image"))
+    asked: list[str] = []
+    pack = b"".join(
+        target.getvalue()[begin : begin + count]
+        for begin, count in map(table.place_of, (range(30, 33), range(7, 8)))
+    )
+    blobs = {f"sha256:{table.image.hex()}": target.getvalue(), "pack": pack}
+
+    class Packed:
+        def range(self, digest: str, offset: int, count: int) -> bytes:
+            asked.append(digest)
+            return blobs[digest][offset : offset + count]
+
+    cache = Cache(folder, table)
+    layer = Layer(table, cache, lambda: [Packed()], counts=Counts(), deadline=5, log=print)
+    assert layer.fetch_packed([range(30, 33), range(7, 8)], "pack", 0)
+    assert layer.counts["bytes_fetched"] == len(pack) < BLOCK
+    assert layer.read(31 * BLOCK, BLOCK) == plain[31 * BLOCK :][:BLOCK]
+    assert asked == ["pack"]
+    assert layer.read(5, len(plain) - 5) == plain[5:]
+    assert layer.counts["bytes_fetched"] == len(target.getvalue())
+    assert folder.data.read_bytes() == plain
+
+
 def test_a_block_that_was_damaged_on_the_way_is_fetched_again(layer: Layer, origin: Origin) -> None:
-    spoiled = iter([b"x" * BLOCK])
+    spoiled = iter([b"x" * BLOCK + IMAGE[BLOCK : 4 * BLOCK]])
     origin.spoil = lambda data: next(spoiled, data)
     assert layer.read(0, BLOCK) == IMAGE[:BLOCK]
     assert layer.counts["corrupted_fetched"] == 1
@@ -302,7 +330,7 @@ def test_the_background_rests_while_the_disk_is_full(
     server._layers[NAME] = layer
     for _ in range(3):
         server._complete_something()
-    assert layer.counts["uncached"] == 16
+    assert layer.counts["uncached"] == 32
     assert not folder.is_complete
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import itertools
 import os
 import struct
+import tracemalloc
+from array import array
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,12 +44,82 @@ def test_it_is_read_as_it_was_written(table: Table) -> None:
 
 @given(offset=st.integers(0, len(IMAGE) - 1), count=st.integers(1, 1 << 21))
 def test_blocks_hold_what_is_asked_for(offset: int, count: int) -> None:
-    table = Table(len(IMAGE), b"", b"", b"")
+    table = Table(len(IMAGE), b"", b"", b"", b"")
     count = min(count, len(IMAGE) - offset)
     blocks = table.blocks_of(offset, count)
     assert blocks.start * BLOCK <= offset < (blocks.start + 1) * BLOCK
     assert (blocks.stop - 1) * BLOCK < offset + count <= blocks.stop * BLOCK
     assert blocks.stop <= table.block_count
+
+
+#: Zeros, what packs well, what does not, and a short end.
+MIXED = bytes(2 * BLOCK) + b"serverless " * 3 * 5958 + os.urandom(SECTOR) + b"end" * 1000
+
+
+@pytest.fixture(scope="module")
+def packed() -> tuple[Table, bytes]:
+    target = io.BytesIO()
+    table = Table.of(io.BytesIO(MIXED), target)
+    return table, target.getvalue()
+
+
+def test_what_is_packed_is_shorter_and_the_same(packed: tuple[Table, bytes]) -> None:
+    table, data = packed
+    assert table.image == hashlib.sha256(data).digest()
+    assert table.length == len(MIXED)
+    assert table.packed_length == len(data) < len(MIXED) - 4 * BLOCK
+    assert Table.parse(table.dump()) == table
+    table.unpack(io.BytesIO(data), plain := io.BytesIO())
+    assert plain.getvalue() == MIXED
+    assert list(table.check(io.BytesIO(data))) == []
+    for run in (range(1), range(1, 4), range(60, 64), range(60, table.block_count)):
+        offset, count = table.place_of(run)
+        assert count == table.packed_size(run)
+        wanted = MIXED[run.start * BLOCK : run.stop * BLOCK]
+        assert table.unpacked(run, data[offset : offset + count]) == (wanted, [])
+
+
+def test_packing_depends_on_the_content_alone(
+    packed: tuple[Table, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    target = io.BytesIO()
+    assert Table.of(io.BytesIO(MIXED), target) == packed[0]
+    assert target.getvalue() == packed[1]
+
+
+def test_a_packed_block_that_was_damaged_is_named(packed: tuple[Table, bytes]) -> None:
+    table, data = packed
+    changed = bytearray(data)
+    changed[table.place_of(range(2, 3))[0] + 9] ^= 1
+    assert table.unpacked(range(4), changed)[1] == [2]
+    assert table.unpacked(range(4), b"")[1] == [0, 1, 2, 3]
+    assert "blocks of" in "\n".join(table.check(io.BytesIO(changed)))
+    with pytest.raises(FleetfootError, match="others"):
+        table.unpack(io.BytesIO(changed), io.BytesIO())
+
+
+def test_a_block_may_not_become_more_than_a_block(packed: tuple[Table, bytes]) -> None:
+    table, data = packed
+    bomb = zstandard.ZstdCompressor().compress(bytes(1 << 28))
+    sizes = array("I", table.sizes)
+    sizes[0] = len(bomb)
+    hostile = dataclasses.replace(table, sizes=sizes.tobytes())
+    tracemalloc.start()
+    try:
+        assert hostile.unpacked(range(1), bomb)[1] == [0]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("block", "size"), [(0, 0), (1, BLOCK + 1), (-1, BLOCK)])
+def test_sizes_that_cannot_be_are_refused(table: Table, block: int, size: int) -> None:
+    sizes = array("I", table.sizes)
+    sizes[block] = size
+    changed = dataclasses.replace(table, sizes=sizes.tobytes())
+    with pytest.raises(FleetfootError, match="packed block"):
+        Table.parse(changed.dump())
 
 
 def test_wrong_blocks_are_named(table: Table) -> None:
