@@ -276,7 +276,7 @@ def _convert(
         raise FleetfootError(
             f"the disk that holds {home} is full",
             "the image has no lazy form; nothing of the layer was left behind",
-            f"free at least {4 * layer.size >> 20} MiB, or point FLEETFOOT_CACHE to another disk",
+            f"free at least {6 * layer.size >> 20} MiB, or point FLEETFOOT_CACHE to another disk",
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -25,7 +25,7 @@ __all__ = ["Counts", "Layer", "Origin"]
 
 _PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between attempts; the last one again and again
 _READ_AHEAD = 16  # blocks beyond what is wanted, when reads follow each other
-_AROUND = 4  # blocks that come together in other cases: 256 KiB take a link as long as a request
+_AROUND = 4  # blocks that come together in other cases: they take a link no longer than a request
 _CAUSES: dict[type[FleetfootError], str] = {
     UnreachableError: "unreachable",
     AbsentError: "absent",

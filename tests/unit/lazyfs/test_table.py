@@ -100,7 +100,7 @@ def test_a_packed_block_that_was_damaged_is_named(packed: tuple[Table, bytes]) -
 
 
 def test_a_block_may_not_become_more_than_a_block(packed: tuple[Table, bytes]) -> None:
-    table, data = packed
+    table, _ = packed
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 28))
     sizes = array("I", table.sizes)
     sizes[0] = len(bomb)
