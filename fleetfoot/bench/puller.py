@@ -186,6 +186,7 @@ for folder, names, found in os.walk(root + "/usr"):
     files += [os.path.join(folder, name) for name in sorted(found)]
 files = [path for path in files if os.path.isfile(path) and not os.path.islink(path)]
 def empty():
+    os.sync()  # what is not written yet would stay
     open("/proc/sys/vm/drop_caches", "w").write("3")
 def all_of_it():
     begun, count = time.monotonic(), 0

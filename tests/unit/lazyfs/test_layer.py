@@ -330,7 +330,7 @@ def test_the_background_rests_while_the_disk_is_full(
     server._layers[NAME] = layer
     for _ in range(3):
         server._complete_something()
-    assert layer.counts["uncached"] == 32
+    assert layer.counts["uncached"] == 16
     assert not folder.is_complete
 
 
