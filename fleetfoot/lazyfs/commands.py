@@ -117,15 +117,17 @@ def lazy_inspect(
     store, wanted = _store(image, stack, authfile, authority)
     manifest, found = _lazy_form(store, wanted, platform)
     sizes = {layer.digest: layer.size for layer in layers_of(manifest)}
+    tables = [each.table_of(store.blob(each.table.digest)) for each in found.layers]
     rows: list[dict[str, Any]] = [
         {
             "layer": each.layer,
             "bytes": sizes.get(each.layer, 0),
             "image": each.image.digest,
             "image_bytes": each.image.size,
-            "sectors": each.table_of(store.blob(each.table.digest)).sector_count,
+            "unpacked_bytes": table.length,
+            "sectors": table.sector_count,
         }
-        for each in found.layers
+        for each, table in zip(found.layers, tables, strict=True)
     ]
     if as_json:
         plain = {
@@ -139,13 +141,14 @@ def lazy_inspect(
     out.print(f"artifact {found.descriptor.digest}", highlight=False, soft_wrap=True)
     out.print(f"of the image {found.subject.digest}", highlight=False, soft_wrap=True)
     out.print(f"made by {found.converter}", highlight=False, soft_wrap=True)
-    table = Table("layer", "MiB", "sector image", "MiB", "sectors")
+    table = Table("layer", "MiB", "sector image", "MiB", "unpacked MiB", "sectors")
     for row in rows:
         table.add_row(
             row["layer"][:19],
             f"{row['bytes'] / 2**20:.1f}",
             row["image"][:19],
             f"{row['image_bytes'] / 2**20:.1f}",
+            f"{row['unpacked_bytes'] / 2**20:.1f}",
             str(row["sectors"]),
         )
     out.print(table)

@@ -43,6 +43,9 @@ _LEVEL = 9  # twice as long as 3 takes a tenth less, and 19 ten times as long an
 PACKER = f"zstd {'.'.join(map(str, zstandard.ZSTD_VERSION))} level {_LEVEL}"
 """What packs blocks: their bytes depend on it."""
 _MAGIC = b"FFLAZY\x00\x02"
+#: The first version had no sizes, for blocks were not packed: nodes that are brought up to date may
+#: have layers mounted that were brought so.
+_NOT_PACKED = b"FFLAZY\x00\x01"
 # Magic and version, sector, block, length, SHA-256 of the packed sector image. Then SHA-256 of each
 # sector and each block, and 32 bits for each block with its bytes when it is packed.
 _HEAD = struct.Struct("<8sIIQ32s")
@@ -109,16 +112,21 @@ class Table:
         if len(data) < _HEAD.size:
             raise _refused(f"it has {len(data)} bytes, a head alone has {_HEAD.size}")
         magic, sector, block, length, image = _HEAD.unpack_from(data)
-        if magic != _MAGIC:
+        if magic not in {_MAGIC, _NOT_PACKED}:
             raise _refused("it does not begin as one of this version does")
         if (sector, block) != (SECTOR, BLOCK):
             raise _refused(f"sectors of {sector} and blocks of {block} bytes")
         if not 0 < length <= LARGEST:
             raise _refused(f"a length of {length} bytes, where 1 to {LARGEST} are possible")
-        if len(data) != (size := cls.size_for(length)):
-            raise _refused(f"it has {len(data)} bytes, and {size} follow from its head")
         blocks = _HEAD.size + _DIGEST * _pieces(length, sector)
         sizes = blocks + _DIGEST * _pieces(length, block)
+        size = cls.size_for(length) if magic == _MAGIC else sizes
+        if len(data) != size:
+            raise _refused(f"it has {len(data)} bytes, and {size} follow from its head")
+        if magic == _NOT_PACKED:
+            whole, rest = divmod(length, block)
+            plain = array("I", [block] * whole + [rest] * bool(rest))
+            data += _little(plain).tobytes()
         pieces = data[_HEAD.size : blocks], data[blocks:sizes], data[sizes:]
         found = cls(length, image, *pieces, sector, block)
         packed = found._sizes

@@ -28,7 +28,7 @@ __all__ = ["Server"]
 
 _PAUSE = 1.0  # seconds between two looks at what is to be done
 _AHEAD = 2  # requests at once that fetch ahead, for the whole node
-_PIECE = 16  # blocks that come at once in the background, and of a pack: 1 MiB, a third of it packed
+_PIECE = 16  # blocks that come at once in the background, and of a pack: 1 MiB, unpacked
 _QUIET = 5.0  # seconds without a block that somebody waited for, until the background goes on
 #: Seconds from a layer's first use in which a start may still compute between its reads, as long as
 #: this much of one processor is busy, this process aside: it is completed after that.

@@ -113,6 +113,17 @@ def test_a_block_may_not_become_more_than_a_block(packed: tuple[Table, bytes]) -
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("end", [5, 0])
+def test_tables_of_the_first_version_are_read(end: int) -> None:
+    image = IMAGE[: SECTOR + 3 * BLOCK + end]
+    table = Table.of(io.BytesIO(image))
+    data = bytearray(table.dump()[: -len(table.sizes)])
+    data[7] = 1
+    assert Table.parse(bytes(data)) == table
+    with pytest.raises(FleetfootError, match="follow from its head"):
+        Table.parse(bytes(data[:-1]))
+
+
 @pytest.mark.parametrize(("block", "size"), [(0, 0), (1, BLOCK + 1), (-1, BLOCK)])
 def test_sizes_that_cannot_be_are_refused(table: Table, block: int, size: int) -> None:
     sizes = array("I", table.sizes)
