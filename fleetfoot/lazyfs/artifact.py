@@ -47,6 +47,7 @@ LARGEST_TRACE = 1 << 20
 LARGEST_WHOLE = 1 << 20
 """Bytes of the largest packed sector image that a node fetches whole before it is mounted: to read
 it by pieces would take a start longer."""
+_LARGEST_UNPACKED = 4 * LARGEST_WHOLE
 _MOST_LAYERS = 512  # overlayfs has no room for more
 
 
@@ -119,6 +120,10 @@ class LazyLayer:
     def name(self) -> str:
         """Hex of the table's SHA-256: by it nodes know the sector image."""
         return self.table.digest.removeprefix("sha256:")
+
+    def comes_whole(self, table: Table) -> bool:
+        """Whether nodes fetch it whole before it is mounted, and not by pieces."""
+        return self.image.size <= LARGEST_WHOLE and table.length <= _LARGEST_UNPACKED
 
     @classmethod
     def of(cls, layer: str, table: Table) -> LazyLayer:
@@ -267,7 +272,8 @@ def _pair(image: Any, table: Any) -> LazyLayer:
         raise _refused(f"{pair.layer} has a {pair.image.kind} and a {pair.table.kind}")
     if not 0 < pair.image.size <= LARGEST:
         raise _refused(f"the sector image of {pair.layer} would have {pair.image.size} bytes")
-    if not 0 < pair.table.size <= Table.size_for(LARGEST):
+    # What it unpacks to is known by the table alone, and is no less.
+    if not Table.size_for(pair.image.size) <= pair.table.size <= Table.size_for(LARGEST):
         raise _refused(f"the table of {pair.layer} has {pair.table.size} bytes")
     return pair
 

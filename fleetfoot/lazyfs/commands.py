@@ -16,7 +16,7 @@ from rich.table import Table
 from fleetfoot.console import err, out
 from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs import nodes, trace
-from fleetfoot.lazyfs.artifact import LARGEST_WHOLE, Descriptor, layers_of
+from fleetfoot.lazyfs.artifact import Descriptor, layers_of
 from fleetfoot.lazyfs.building import converted, converter
 from fleetfoot.lazyfs.compare import differences
 from fleetfoot.lazyfs.convert import (
@@ -245,7 +245,11 @@ def lazy_trace(
             f"start a container of it on {node}; `fleetfoot lazy status` shows what it has"
             " (small layers come whole, and are in no trace)",
         )
-    larger = [each.name for each in found.layers if each.image.size > LARGEST_WHOLE]
+    larger = [
+        each.name
+        for each in found.layers
+        if not each.comes_whole(each.table_of(store.blob(each.table.digest)))
+    ]
     if unseen := nodes.read_from_file(stack, node, larger):
         err.print(
             f"{len(unseen)} of its {len(layers)} layers are complete on {node}: what was first read"

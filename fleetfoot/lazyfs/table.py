@@ -42,6 +42,9 @@ LARGEST = 64 << 30
 _LEVEL = 9  # twice as long as 3 takes a tenth less, and 19 ten times as long another sixteenth
 PACKER = f"zstd {'.'.join(map(str, zstandard.ZSTD_VERSION))} level {_LEVEL}"
 """What packs blocks: their bytes depend on it."""
+_PACKERS = 4  # sectors that are packed side by side: each takes some 10 MiB
+# Other beginnings are those of zstd's former formats, whose decoders have bounds of their own.
+_FRAME = b"\x28\xb5\x2f\xfd"
 _MAGIC = b"FFLAZY\x00\x02"
 #: The first version had no sizes, for blocks were not packed: nodes that are brought up to date may
 #: have layers mounted that were brought so.
@@ -142,7 +145,7 @@ class Table:
         return _HEAD.size + _DIGEST * (_pieces(length, SECTOR) + blocks) + _SIZE * blocks
 
     def dump(self) -> bytes:
-        """Return the table's bytes, the same for the same sector image."""
+        """Return the table's bytes as this version writes them, the same for the same image."""
         head = _HEAD.pack(_MAGIC, self.sector, self.block, self.length, self.image)
         return head + self.sectors + self.blocks + self.sizes
 
@@ -311,8 +314,8 @@ def _plain(stream: IO[bytes]) -> Iterator[tuple[bytes, Iterable[bytes | memoryvi
 
 
 def _packed(stream: IO[bytes]) -> Iterator[tuple[bytes, Iterable[bytes | memoryview]]]:
-    """Pack sectors on all processors; yield them in their order."""
-    count = os.cpu_count() or 1
+    """Pack sectors on several processors; yield them in their order."""
+    count = min(len(os.sched_getaffinity(0)), _PACKERS)
     waiting: deque[tuple[bytes, Future[list[bytes | memoryview]]]] = deque()
     with ThreadPoolExecutor(count) as pool:
         while sector := stream.read(SECTOR):
@@ -320,7 +323,8 @@ def _packed(stream: IO[bytes]) -> Iterator[tuple[bytes, Iterable[bytes | memoryv
             if len(waiting) > count:
                 first, done = waiting.popleft()
                 yield first, done.result()
-        for first, done in waiting:
+        while waiting:
+            first, done = waiting.popleft()
             yield first, done.result()
 
 
@@ -339,6 +343,8 @@ def _unpacked(
     """Return a block of `size` bytes, or None where it is none."""
     if len(piece) == size:
         return piece
+    if piece[: len(_FRAME)] != _FRAME:
+        return None
     try:
         # It says itself how much memory it wants: no more than a block has.
         if zstandard.frame_content_size(piece) != size:

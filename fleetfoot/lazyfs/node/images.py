@@ -17,7 +17,6 @@ from fleetfoot.errors import FleetfootError
 from fleetfoot.lazyfs import trace
 from fleetfoot.lazyfs.artifact import (
     LARGEST_TRACE,
-    LARGEST_WHOLE,
     Artifact,
     Descriptor,
     layers_of,
@@ -39,7 +38,6 @@ __all__ = ["Images"]
 _REMEMBERED = 60.0  # seconds that a decision holds: a pull asks for all layers within
 _KEPT = 600.0  # seconds that what a pull has prepared is kept without a snapshot
 _GIVEN_UP = 600.0  # seconds that an image is pulled as ever which could not be mounted
-_LARGEST_PLAIN = 4 * LARGEST_WHOLE  # bytes that one which comes whole may have when it is unpacked
 _LAYERS_AT_ONCE = 4
 # Each needs a connection of its own, whose handshake takes a node as long as some requests.
 _REQUESTS_AT_ONCE = 2
@@ -174,7 +172,7 @@ class Images:
         data = store.blob(lazy.table.digest)
         table = lazy.table_of(data)
         folder.add(data, place)
-        if lazy.image.size <= LARGEST_WHOLE and table.length <= _LARGEST_PLAIN:
+        if lazy.comes_whole(table):
             self._bring(store, lazy, table, folder)
         return folder
 

@@ -116,7 +116,7 @@ def metrics(found: dict[str, Any]) -> str:
         shown = f"{{{labels}}}" if labels else ""
         lines.append(f"{full}{shown} {found['counts'].get(counter, 0)}")
     for name, key, what in (
-        ("image_bytes", "bytes", "Size of an image's sector images."),
+        ("image_bytes", "bytes", "Size of an image's sector images, unpacked."),
         ("image_present_bytes", "present", "Bytes of them that are on the node."),
     ):
         full = f"fleetfoot_lazy_{name}"

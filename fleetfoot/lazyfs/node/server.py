@@ -29,6 +29,7 @@ __all__ = ["Server"]
 _PAUSE = 1.0  # seconds between two looks at what is to be done
 _AHEAD = 2  # requests at once that fetch ahead, for the whole node
 _PIECE = 16  # blocks that come at once in the background, and of a pack: 1 MiB, unpacked
+_SHORTEST = 8  # a packed block counts as one of at least this part of it: it is written, too
 _QUIET = 5.0  # seconds without a block that somebody waited for, until the background goes on
 #: Seconds from a layer's first use in which a start may still compute between its reads, as long as
 #: this much of one processor is busy, this process aside: it is completed after that.
@@ -262,7 +263,7 @@ class Server:
             if not layer.cache.has(run.start):  # the disk is full
                 return False
             size = layer.table.packed_size(run)
-            fetched += size
+            fetched += max(size, len(run) * layer.table.block // _SHORTEST)
             self.counts.add("bytes_background", size)
             time.sleep(max(fetched / self.rate - (time.monotonic() - begun), 0))
         return True

@@ -19,8 +19,14 @@ from fleetfoot.lazyfs.node.server import Server
 from fleetfoot.lazyfs.node.store import Folder, Place
 from fleetfoot.lazyfs.table import BLOCK, Table
 
-IMAGE = os.urandom(40 * BLOCK + 4096)
-TABLE = Table.of(io.BytesIO(IMAGE))
+HALF = BLOCK // 2
+IMAGE = b"".join(os.urandom(HALF) + bytes(HALF) for _ in range(40)) + os.urandom(4096)
+PACKED = io.BytesIO()
+TABLE = Table.of(io.BytesIO(IMAGE), PACKED)
+#: Where blocks are in the packed image: the numbers by their beginnings, and by their ends.
+PLACES = [TABLE.place_of(range(block, block + 1)) for block in range(TABLE.block_count)]
+BEGINS = {begin: block for block, (begin, _) in enumerate(PLACES)}
+ENDS = {begin + count: block for block, (begin, count) in enumerate(PLACES)}
 NAME = hashlib.sha256(TABLE.dump()).hexdigest()
 
 
@@ -41,11 +47,11 @@ class Origin:
         if digest in self.packs:
             self.asked_packs.append((offset, count))
             return self.packs[digest][offset : offset + count]
-        run = range(offset // BLOCK, -(-(offset + count) // BLOCK))
+        run = range(BEGINS[offset], ENDS[offset + count] + 1)
         self.asked.append(run)
         for block in run:
             assert self.may[block].wait(10)
-        return IMAGE[offset : offset + count]
+        return PACKED.getvalue()[offset : offset + count]
 
 
 @pytest.fixture
@@ -332,8 +338,9 @@ def test_a_trace_recorded_anew_has_what_was_told_in_its_order(
 
 
 def packed(*runs: range) -> bytes:
-    """Return blocks one after the other."""
-    return b"".join(IMAGE[run.start * BLOCK : run.stop * BLOCK] for run in runs)
+    """Return packed blocks one after the other."""
+    data = PACKED.getvalue()
+    return b"".join(data[begin : begin + count] for begin, count in map(TABLE.place_of, runs))
 
 
 def test_a_pack_brings_a_trace_with_few_requests(

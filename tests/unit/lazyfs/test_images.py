@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fleetfoot.lazyfs import artifact as artifact_module
 from fleetfoot.lazyfs.artifact import Artifact, Descriptor, LazyLayer
 from fleetfoot.lazyfs.distribution import MANIFEST, Repository
-from fleetfoot.lazyfs.node import images, mounts
+from fleetfoot.lazyfs.node import mounts
 from fleetfoot.lazyfs.node.images import Images
 from fleetfoot.lazyfs.node.registries import TRUSTED
 from fleetfoot.lazyfs.node.store import Cache
-from fleetfoot.lazyfs.table import BLOCK, Table
+from fleetfoot.lazyfs.table import Table, hex_digest
 from tests.unit.lazyfs.registry import Registry
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from fleetfoot.lazyfs.node.store import Folder
 
 CONTENT = b"sector image" * 20_000
+PACKED = io.BytesIO()
+TABLE = Table.of(io.BytesIO(CONTENT), PACKED)
 LAYER = f"sha256:{'1' * 64}"
 MANIFEST_BODY = json.dumps(
     {"layers": [{"mediaType": "x", "digest": LAYER, "size": len(CONTENT)}]}
@@ -35,14 +38,13 @@ SUBJECT = Descriptor.of(MANIFEST, MANIFEST_BODY)
 @contextmanager
 def registry(root: Path, *, has_image: bool = True) -> Iterator[Registry]:
     """Serve an image of one small layer with its lazy form; the node believes it."""
-    table = Table.of(io.BytesIO(CONTENT))
-    artifact = Artifact(SUBJECT, (LazyLayer.of(LAYER, table),), "1")
+    artifact = Artifact(SUBJECT, (LazyLayer.of(LAYER, TABLE),), "1")
     with Registry(root) as served:
         served.manifests[SUBJECT.digest] = (MANIFEST_BODY, MANIFEST)
         served.manifests[artifact.descriptor.digest] = (artifact.dump(), MANIFEST)
-        served.add(table.dump())
+        served.add(TABLE.dump())
         if has_image:
-            served.add(CONTENT)
+            served.add(PACKED.getvalue())
         (certs := root / served.host).mkdir()
         hosts = f'[host."{served.url}"]\nca = "{served.authority}"\n'
         (certs / "hosts.toml").write_text(hosts)
@@ -77,8 +79,14 @@ def test_a_small_layer_comes_whole(tmp_path: Path) -> None:
     assert all(cache.confirm(block) for block in range(cache.count))
 
 
-def test_a_large_layer_comes_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "LARGEST_WHOLE", len(CONTENT) - 1)
+@pytest.mark.parametrize(
+    ("bound", "length"),
+    [("LARGEST_WHOLE", TABLE.packed_length), ("_LARGEST_UNPACKED", TABLE.length)],
+)
+def test_a_large_layer_comes_as_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, length: int
+) -> None:
+    monkeypatch.setattr(artifact_module, bound, length - 1)
     with registry(tmp_path) as served:
         folder = pulled(tmp_path, served, [])
         assert not folder.data.exists()
@@ -103,7 +111,7 @@ def test_a_small_layer_that_does_not_come_whole_is_read_by_pieces(tmp_path: Path
     assert any("is not fetched whole" in str(line) for line in told)
 
 
-@pytest.mark.parametrize("length", [len(CONTENT) - BLOCK, len(CONTENT) + 1, BLOCK])
+@pytest.mark.parametrize("length", [TABLE.packed_length - 1, TABLE.packed_length + 1, 9])
 def test_a_layer_of_another_length_than_its_table_says_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
@@ -112,8 +120,8 @@ def test_a_layer_of_another_length_than_its_table_says_is_not_believed(
         Repository,
         "blob",
         lambda asked, digest, largest, ask=Repository.blob: (
-            (CONTENT + b"x")[:length]
-            if digest == Descriptor.of("", CONTENT).digest
+            (PACKED.getvalue() + b"x")[:length]
+            if digest == hex_digest(TABLE.image)
             else ask(asked, digest, largest)
         ),
     )

@@ -82,7 +82,7 @@ def test_what_is_packed_is_shorter_and_the_same(packed: tuple[Table, bytes]) -> 
 def test_packing_depends_on_the_content_alone(
     packed: tuple[Table, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3))
     target = io.BytesIO()
     assert Table.of(io.BytesIO(MIXED), target) == packed[0]
     assert target.getvalue() == packed[1]
