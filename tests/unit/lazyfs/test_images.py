@@ -61,7 +61,7 @@ def pulled(root: Path, served: Registry, told: list[object]) -> Folder:
 
 
 def image_requests(served: Registry) -> int:
-    digest = Descriptor.of("", CONTENT).digest
+    digest = hex_digest(TABLE.image)
     return sum(digest in str(request) for request in served.seen)
 
 
