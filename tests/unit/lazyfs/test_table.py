@@ -113,6 +113,33 @@ def test_a_block_may_not_become_more_than_a_block(packed: tuple[Table, bytes]) -
         tracemalloc.stop()
 
 
+PLAIN = b"plain" * 1000
+FRAME = zstandard.ZstdCompressor().compress(PLAIN)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        zstandard.ZstdCompressor(write_content_size=False).compress(PLAIN),
+        b"\x50\x2a\x4d\x18\x04\x00\x00\x00skip",
+        b"\x27\xb5\x2f\xfd" + FRAME[4:],
+        FRAME + FRAME,
+        FRAME + b"x",
+        FRAME[:-1],
+        FRAME[:4],
+        b"",
+    ],
+    ids=["no size", "skipped", "former", "two", "behind", "cut", "head", "nothing"],
+)
+def test_what_is_no_frame_of_a_block_is_refused(piece: bytes) -> None:
+    digests = hashlib.sha256(PLAIN).digest()
+    sizes = array("I", [len(FRAME)]).tobytes()
+    table = Table(len(PLAIN), b"", digests, digests, sizes)
+    assert table.unpacked(range(1), FRAME) == (PLAIN, [])
+    sizes = array("I", [len(piece)]).tobytes()
+    assert dataclasses.replace(table, sizes=sizes).unpacked(range(1), piece)[1] == [0]
+
+
 @pytest.mark.parametrize("end", [5, 0])
 def test_tables_of_the_first_version_are_read(end: int) -> None:
     image = IMAGE[: SECTOR + 3 * BLOCK + end]
