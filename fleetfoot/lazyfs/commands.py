@@ -36,8 +36,9 @@ from fleetfoot.registry import Registry
 from fleetfoot.stack.inventory import registry_address
 
 if TYPE_CHECKING:
-    from fleetfoot.lazyfs.artifact import Artifact
+    from fleetfoot.lazyfs.artifact import Artifact, LazyLayer
     from fleetfoot.lazyfs.stores import Store
+    from fleetfoot.lazyfs.table import Table as SectorTable
 
 __all__ = ["lazy"]
 
@@ -103,6 +104,10 @@ def lazy_convert(
     print(made.artifact.descriptor.digest)
 
 
+def _table(store: Store, lazy_layer: LazyLayer) -> SectorTable:
+    return lazy_layer.table_of(store.blob(lazy_layer.table.digest))
+
+
 @lazy.command("inspect")
 def lazy_inspect(
     image: Image,
@@ -117,7 +122,7 @@ def lazy_inspect(
     store, wanted = _store(image, stack, authfile, authority)
     manifest, found = _lazy_form(store, wanted, platform)
     sizes = {layer.digest: layer.size for layer in layers_of(manifest)}
-    tables = [each.table_of(store.blob(each.table.digest)) for each in found.layers]
+    tables = [_table(store, each) for each in found.layers]
     rows: list[dict[str, Any]] = [
         {
             "layer": each.layer,
@@ -169,7 +174,7 @@ def lazy_verify(
     if not found.covers([layer.digest for layer in layers_of(manifest)]):
         problems.append("not every layer has a lazy form: the image is pulled as ever")
     for each in found.layers:
-        table = each.table_of(store.blob(each.table.digest))
+        table = _table(store, each)
         with store.open(each.image.digest) as stream:
             problems += [f"{each.layer}: {line}" for line in table.check(stream)]
         err.print(f"{each.layer[:19]}: {table.sector_count} sectors read", highlight=False)
@@ -202,7 +207,7 @@ def lazy_diff(
         for number, layer in enumerate(layers):
             files.append(work / f"{number}.erofs")
             form = forms[layer.digest]
-            table = form.table_of(store.blob(form.table.digest))
+            table = _table(store, form)
             with store.open(form.image.digest) as stream, files[-1].open("wb") as to:
                 table.unpack(stream, to)
         problems = list(differences(files, work / "layout", "image", work))
@@ -245,11 +250,7 @@ def lazy_trace(
             f"start a container of it on {node}; `fleetfoot lazy status` shows what it has"
             " (small layers come whole, and are in no trace)",
         )
-    larger = [
-        each.name
-        for each in found.layers
-        if not each.comes_whole(each.table_of(store.blob(each.table.digest)))
-    ]
+    larger = [each.name for each in found.layers if not each.comes_whole(_table(store, each))]
     if unseen := nodes.read_from_file(stack, node, larger):
         err.print(
             f"{len(unseen)} of its {len(layers)} layers are complete on {node}: what was first read"
@@ -285,7 +286,7 @@ def lazy_touched(
     layers = [
         LayerRead(
             each.layer.partition(":")[2][:12],
-            each.table_of(store.blob(each.table.digest)).block_count,
+            _table(store, each).block_count,
             read.get(each.name, []),
         )
         for each in found.layers

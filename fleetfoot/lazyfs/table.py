@@ -251,11 +251,9 @@ class Table:
             first: Number of the block that `data` begins with.
             data: Whole blocks, one after the other.
         """
-        view = memoryview(data)
-        pieces = (view[start : start + self.block] for start in range(0, len(view), self.block))
         return [
             number
-            for number, piece in enumerate(pieces, first)
+            for number, piece in enumerate(_pieces_of(data), first)
             if hashlib.sha256(piece).digest() != self.block_digest(number)
         ]
 
@@ -354,8 +352,8 @@ def _unpacked(
         return None
 
 
-def _pieces_of(sector: bytes) -> Iterator[memoryview]:
-    view = memoryview(sector)
+def _pieces_of(data: bytes | bytearray | memoryview) -> Iterator[memoryview]:
+    view = memoryview(data)
     return (view[start : start + BLOCK] for start in range(0, len(view), BLOCK))
 
 
